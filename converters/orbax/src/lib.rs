@@ -1,0 +1,229 @@
+//! A checkpoint folder as a tree of lazy arrays. (Skeleton: the public surface the other rooms build on.)
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What is wrong and with which leaf or file.
+#[derive(Debug, thiserror::Error)]
+#[error("skeleton")]
+pub struct Error;
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Element types that Orbax stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Dtype {
+    Bool, I8, U8, I16, U16, I32, U32, I64, U64, F16, Bf16, F32, F64, C64, C128,
+    F8E4M3Fn, F8E4M3Fnuz, F8E4M3B11Fnuz, F8E5M2, F8E5M2Fnuz, F8E3M4, F8E4M3, F8E8M0Fnu, I4, U4, I2, U2,
+}
+impl Dtype {
+    /// Bytes an element takes in a chunk and in memory (1 for the sub-byte types: they are not packed).
+    pub fn size(self) -> usize {
+        4
+    }
+    /// numpy's name: `float32`, `bfloat16`, `bool`.
+    pub fn name(self) -> &'static str {
+        ""
+    }
+    /// From numpy's name.
+    pub fn from_name(_name: &str) -> Option<Self> {
+        None
+    }
+}
+
+/// In which order a chunk's elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Last axis fastest.
+    C,
+    /// First axis fastest.
+    F,
+}
+
+/// What is known of an array before any of its data is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrayInfo {
+    /// Name: for a checkpoint leaf its key path joined by "/".
+    pub name: String,
+    /// Elements along each axis.
+    pub shape: Vec<u64>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Order inside a chunk.
+    pub order: Order,
+    /// Shape of a stored chunk (the inner one where sharded); edge chunks are stored whole.
+    pub chunk_shape: Vec<u64>,
+}
+
+/// A set of arrays that can be read chunk by chunk, from several threads at once.
+pub trait Source: Send + Sync {
+    /// Every array.
+    fn arrays(&self) -> &[ArrayInfo];
+    /// Opens chunk `chunk` (C order over the grid `ceil(shape / chunk_shape)`) of array `array`.
+    fn chunk(&self, array: usize, chunk: u64) -> Result<Chunk<'_>>;
+    /// Bytes of the chunk as stored (compressed); 0 where it is absent. For progress and reports.
+    fn stored_len(&self, array: usize, chunk: u64) -> Result<u64>;
+}
+
+/// The content of one chunk.
+pub enum Chunk<'a> {
+    /// Exactly `product(chunk_shape) * dtype.size()` little-endian bytes, then end of file.
+    /// Reading on to the end is what checks the frame's end: a consumer must see `Ok(0)`.
+    Stream(Box<dyn Read + Send + 'a>),
+    /// Absent: every element is these bytes.
+    Fill(Vec<u8>),
+}
+
+/// One step of a leaf's path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Dict key or attribute.
+    Name(String),
+    /// Sequence index.
+    Index(u64),
+}
+/// A leaf of the saved tree.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// From the root.
+    pub path: Vec<Key>,
+    /// What it holds.
+    pub value: Value,
+}
+/// What a leaf holds.
+#[derive(Debug, Clone)]
+pub enum Value {
+    /// Index into `Source::arrays`.
+    Array(usize),
+    /// A string of `_strings.json`.
+    String(String),
+    /// `None`, `Dict`, `List`, `Tuple`, `NamedTuple`: a node without content.
+    Empty(String),
+}
+
+/// An opened checkpoint item: its tree, nothing of its data.
+pub struct Checkpoint;
+impl Checkpoint {
+    /// Opens exactly this item folder (see [`locate`] for kinder arguments).
+    pub fn open(_dir: impl AsRef<Path>) -> Result<Self> {
+        Err(Error)
+    }
+    /// Every leaf, in the saved order.
+    pub fn leaves(&self) -> &[Leaf] {
+        &[]
+    }
+    /// What is odd but not wrong (arrays without a leaf, ...).
+    pub fn warnings(&self) -> &[String] {
+        &[]
+    }
+    /// `ocdbt` or `plain`, `zarr2` or `zarr3`: for reports.
+    pub fn layout(&self) -> &str {
+        ""
+    }
+    /// PRNG implementation of a typed key leaf (`threefry2x32`), by array index.
+    pub fn prng_impl(&self, _array: usize) -> Option<&str> {
+        None
+    }
+}
+impl Source for Checkpoint {
+    fn arrays(&self) -> &[ArrayInfo] {
+        &[]
+    }
+    fn chunk(&self, _array: usize, _chunk: u64) -> Result<Chunk<'_>> {
+        Err(Error)
+    }
+    fn stored_len(&self, _array: usize, _chunk: u64) -> Result<u64> {
+        Err(Error)
+    }
+}
+/// Reads one whole array in C order (small arrays, tests). Refuses what cannot be in memory.
+pub fn read_array(_source: &dyn Source, _array: usize) -> Result<Vec<u8>> {
+    Err(Error)
+}
+
+/// An `.npz` of big_vision or numpy as a source.
+pub struct Npz;
+impl Npz {
+    /// Opens the container and every member's header.
+    pub fn open(_path: impl AsRef<Path>) -> Result<Self> {
+        Err(Error)
+    }
+}
+
+/// Where a checkpoint was found from what the user typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The item folder, to be given to [`Checkpoint::open`].
+    pub dir: PathBuf,
+    /// Item name (`params`), if the folder is an item of a step.
+    pub item: Option<String>,
+    /// Step number, if it is in a step folder.
+    pub step: Option<u64>,
+    /// The step's `assets` folder, where it exists.
+    pub assets: Option<PathBuf>,
+    /// One sentence: what was taken and why ("latest of 3 steps: 19999").
+    pub taken: String,
+}
+/// Accepts `params`, `ckpt`, `ckpt/<step>`, an experiment folder; says what was taken.
+pub fn locate(_path: impl AsRef<Path>, _item: Option<&str>) -> Result<Location> {
+    Err(Error)
+}
+
+/// An array to be written.
+#[derive(Debug, Clone)]
+pub struct NewArray {
+    /// Path in the tree.
+    pub path: Vec<Key>,
+    /// Elements along each axis.
+    pub shape: Vec<u64>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Chunk shape; `None`: the whole array, halved as Orbax does until a chunk is at most 2 GiB.
+    pub chunk_shape: Option<Vec<u64>>,
+}
+/// What a writer cannot know by itself.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// Nanoseconds since the epoch, for commit times.
+    pub time_ns: u64,
+    /// zstd level of the chunks (Orbax: 1).
+    pub level: i32,
+    /// Data files written side by side.
+    pub data_files: usize,
+}
+/// Writes one item folder that Orbax restores: zarr v2, zstd, OCDBT; published by rename.
+pub struct CheckpointWriter;
+impl CheckpointWriter {
+    /// Starts in a temporary sibling of `dir`; `arrays` is the whole tree.
+    pub fn create(_dir: impl AsRef<Path>, _arrays: Vec<NewArray>, _options: WriteOptions) -> Result<Self> {
+        Err(Error)
+    }
+    /// Chunk shape of array `array`.
+    pub fn chunk_shape(&self, _array: usize) -> &[u64] {
+        &[]
+    }
+    /// Opens chunk `chunk` of array `array`. Takes bytes in C order of the chunk, little endian; callable from several threads.
+    pub fn chunk(&self, _array: usize, _chunk: u64) -> Result<ChunkWriter<'_>> {
+        Err(Error)
+    }
+    /// Every chunk written? Then metadata, sync, rename to the final name.
+    pub fn finish(self) -> Result<()> {
+        Err(Error)
+    }
+}
+/// One chunk being compressed into a data file.
+pub struct ChunkWriter<'a>(std::marker::PhantomData<&'a ()>);
+impl Write for ChunkWriter<'_> {
+    fn write(&mut self, _buf: &[u8]) -> std::io::Result<usize> {
+        Err(std::io::Error::other("skeleton"))
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+impl ChunkWriter<'_> {
+    /// Ends the chunk; an error if it is too short or too long.
+    pub fn finish(self) -> Result<()> {
+        Err(Error)
+    }
+}

@@ -1,0 +1,2 @@
+//! The `pi0` command.
+fn main() {}
