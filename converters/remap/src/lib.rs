@@ -1,1 +1,27 @@
 //! One text, every scheme.
+
+mod block;
+mod cast;
+mod error;
+mod gather;
+mod lora;
+mod map;
+mod peft;
+mod plan;
+mod resolve;
+mod run;
+mod safetensors;
+mod sizes;
+mod whole;
+mod writer;
+
+pub use cast::castable;
+pub use error::{Error, Fault, MapError, Refused, Result};
+pub use lora::{Deltas, Memory, Pairs};
+pub use map::{Index, Kind, Letter, Map, PI0, Row, Scheme, Side};
+pub use peft::Adapter;
+pub use plan::{At, Axis, Fate, From, Lora, Move, Options, Output, Plan, Tensor, Tie};
+pub use run::{Mover, Settings, Sink, Tally, Unit};
+pub use safetensors::{Safetensors, is_safetensors};
+pub use sizes::{Scope, Sizes};
+pub use writer::{Writer, storable, to_bytes, write_whole};

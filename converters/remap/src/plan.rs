@@ -1,0 +1,462 @@
+//! Names and shapes in, moves out: everything that can be refused is refused here, before a byte is read.
+//!
+//! Invariant: in a plan, every source tensor has a fate, every element of every output is written exactly once,
+//! and the model is whole (unless the caller asked for a part).
+
+use std::collections::BTreeMap;
+
+use orbax::Dtype;
+use serde::Serialize;
+
+use crate::error::{Fault, Refused};
+use crate::map::{Index, Letter, Map, Row, Scheme};
+use crate::resolve::{self, Leaf};
+use crate::sizes::Sizes;
+use crate::whole;
+
+/// Outputs that one source tensor may be split into: layers times two, with room to spare.
+pub(crate) const MAX_PIECES: u64 = 4096;
+
+/// A tensor without its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Full name in its scheme.
+    pub name: String,
+    /// Elements along each axis.
+    pub shape: Vec<u64>,
+    /// Element type.
+    pub dtype: Dtype,
+}
+
+impl Tensor {
+    /// Elements.
+    pub fn len(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// No elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the dense array.
+    pub fn bytes(&self) -> u64 {
+        self.len() * self.dtype.size() as u64
+    }
+}
+
+/// What becomes of low-rank pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lora {
+    /// They stay tensors of their own.
+    #[default]
+    Keep,
+    /// They go into their weights; the mover adds the product.
+    Merge,
+    /// They are left out.
+    Drop,
+}
+
+/// Under which name a tied tensor is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tie {
+    /// The alias (`lm_head`) where the scheme has one: what its own writer stores.
+    #[default]
+    Alias,
+    /// The tensor's own name (`embed_tokens`).
+    Own,
+    /// Both.
+    Both,
+}
+
+/// What a caller can choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Element type of floating-point outputs; `None` keeps each as it is.
+    pub cast: Option<Dtype>,
+    /// Head counts by zone and letter, where shapes do not tell.
+    pub heads: BTreeMap<(String, Letter), u64>,
+    /// Low-rank pairs.
+    pub lora: Lora,
+    /// Tied tensors.
+    pub tie: Tie,
+    /// Write the tensors that strict loaders want and nothing reads?
+    pub zeros: bool,
+    /// A part of a model is enough?
+    pub part: bool,
+}
+
+/// An axis of a move, seen from the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Axis {
+    /// Which letter it is.
+    pub letter: Letter,
+    /// Its size in the source.
+    pub len: u64,
+    /// What the move takes of it.
+    pub at: At,
+}
+
+/// What a move takes of an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// All of it; in the output neighbours lie this many elements apart.
+    All(u64),
+    /// One index.
+    One(u64),
+}
+
+/// A block of a source tensor that goes to one place of one output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Source tensor.
+    pub source: usize,
+    /// Output.
+    pub output: usize,
+    /// For each axis of the source array its letters, slowest first.
+    pub axes: Vec<Vec<Axis>>,
+    /// First element in the output.
+    pub offset: u64,
+}
+
+impl Move {
+    /// Elements that it moves.
+    pub fn len(&self) -> u64 {
+        self.axes.iter().flatten().map(|a| if matches!(a.at, At::All(_)) { a.len } else { 1 }).product()
+    }
+
+    /// Moves nothing?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A tensor that will be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Name, shape and type.
+    pub tensor: Tensor,
+    /// Where its elements come from.
+    pub from: From,
+}
+
+/// Where an output's elements come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// Source tensors.
+    Moves,
+    /// Nowhere: zeros that a strict loader wants.
+    Zeros,
+}
+
+/// What becomes of a source tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It goes to these outputs.
+    Moved(Vec<String>),
+    /// It goes nowhere, for this reason.
+    Dropped(String),
+    /// It is added into these outputs.
+    Merged(Vec<String>),
+}
+
+/// What will be read, moved and written.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Sorted by name.
+    pub outputs: Vec<Output>,
+    /// In the order of their sources.
+    pub moves: Vec<Move>,
+    /// One for each source tensor.
+    pub fates: Vec<Fate>,
+    /// What the shapes tell.
+    pub sizes: Sizes,
+    /// Which whole model it is; `None` where a part was enough and none fits.
+    pub model: Option<String>,
+    /// Canonical names of the parameters, each with the source tensor that has it.
+    pub canonical: BTreeMap<String, usize>,
+}
+
+impl Plan {
+    /// Plans the way of `tensors` from one scheme to another, or says everything that is wrong with them.
+    pub fn new(map: &Map, tensors: &[Tensor], from: &Scheme, to: &Scheme, options: &Options) -> Result<Plan, Refused> {
+        let mut faults = vec![];
+        let mut fates: Vec<Fate> = vec![Fate::Moved(vec![]); tensors.len()];
+        let mut leaves = vec![];
+        let mut unknown = vec![];
+        let own = resolve::ties(map, tensors, from);
+        for (source, tensor) in tensors.iter().enumerate() {
+            let stripped = from.strip(&tensor.name);
+            let known = stripped.as_deref().and_then(|name| {
+                if map.zeros.iter().any(|z| z.column == from.column && z.name == name) {
+                    return Some(Err("no part of the model: loaders want it and nothing reads it".to_owned()));
+                }
+                match own.get(&source) {
+                    Some(resolve::Own::Alias(canonical)) => map.find("burn", canonical).map(Ok),
+                    Some(resolve::Own::Repeats(first)) => Some(Err(format!("tied: repeats {first}"))),
+                    None => map.find(&from.column, name).map(Ok),
+                }
+            });
+            match known {
+                Some(Ok((row, index))) => leaves.push((source, row, index)),
+                Some(Err(reason)) => fates[source] = Fate::Dropped(reason),
+                None => unknown.push(source),
+            }
+        }
+        let mut sizes = Sizes::default();
+        let leaves = resolve::resolve(map, tensors, from, to, leaves, options, &mut sizes, &mut faults);
+        let whole = whole::check(map, tensors, from, &leaves, &sizes, options.part, &mut faults);
+        whole::name_strangers(map, tensors, from, &unknown, &whole, &mut faults);
+
+        let mut builder = Builder {
+            map,
+            tensors,
+            from,
+            to,
+            options,
+            sizes: &sizes,
+            canonical: &whole.canonical,
+            outputs: BTreeMap::new(),
+            moves: vec![],
+        };
+        for leaf in &leaves {
+            let lora = map.rows[leaf.row].kind == crate::map::Kind::Lora;
+            match options.lora {
+                Lora::Drop if lora => fates[leaf.source] = Fate::Dropped("left out on request (LoRA)".into()),
+                Lora::Merge if lora => fates[leaf.source] = Fate::Merged(vec![]),
+                _ => builder.push(leaf, &mut faults),
+            }
+        }
+        let (outputs, moves) = builder.finish(&mut faults);
+        for m in &moves {
+            if let Fate::Moved(to) = &mut fates[m.source] {
+                let name = &outputs[m.output].tensor.name;
+                if to.last() != Some(name) {
+                    to.push(name.clone());
+                }
+            }
+        }
+        if !faults.is_empty() {
+            faults.sort();
+            faults.dedup();
+            return Err(Refused { faults });
+        }
+        Ok(Plan { outputs, moves, fates, sizes, model: whole.model, canonical: whole.canonical })
+    }
+}
+
+struct Draft {
+    shape: Vec<u64>,
+    dtype: Dtype,
+    from: From,
+    /// Elements that moves write.
+    filled: u64,
+    /// First element of each move, and its source.
+    starts: BTreeMap<u64, usize>,
+}
+
+struct Builder<'a> {
+    map: &'a Map,
+    tensors: &'a [Tensor],
+    from: &'a Scheme,
+    to: &'a Scheme,
+    options: &'a Options,
+    sizes: &'a Sizes,
+    canonical: &'a BTreeMap<String, usize>,
+    outputs: BTreeMap<String, Draft>,
+    moves: Vec<(String, Move)>,
+}
+
+impl Builder<'_> {
+    fn push(&mut self, leaf: &Leaf, faults: &mut Vec<Fault>) {
+        let tensor = &self.tensors[leaf.source];
+        let row = &self.map.rows[leaf.row];
+        let nameless = || Fault::Nameless { name: tensor.name.clone(), scheme: self.to.name.clone() };
+        let Some(side) = row.side(&self.to.column) else { return faults.push(nameless()) };
+        let size = self.sizes_of(row, leaf);
+        // Letters of the target's name that are axes of the source: one move for each of their values.
+        let split: Vec<Letter> = side.named().map(|(l, _)| l).filter(|l| leaf.sizes.contains_key(l)).collect();
+        let pieces = split.iter().map(|l| leaf.sizes[l]).try_fold(1u64, u64::checked_mul).unwrap_or(u64::MAX);
+        if pieces > MAX_PIECES {
+            faults.push(Fault::Shape {
+                name: tensor.name.clone(),
+                expected: format!("at most {MAX_PIECES} tensors out of one"),
+                found: format!("{:?}", tensor.shape),
+            });
+            return;
+        }
+        for at in combinations(&split, &leaf.sizes, &leaf.index) {
+            let Some(name) = side.write(&at).and_then(|name| self.to.dress(&name)) else {
+                faults.push(nameless());
+                return;
+            };
+            let shape: Vec<u64> = side.axes.iter().map(|g| g.iter().map(|l| size[l]).product()).collect();
+            let strides = strides(&side.axes, &size);
+            let offset = strides.iter().filter_map(|(l, s)| leaf.index.get(l).map(|v| v * s)).sum();
+            let axes = self.axes_of(row, leaf, &strides, &at);
+            let m = Move { source: leaf.source, output: 0, axes, offset };
+            let canonical = row.side("burn").and_then(|s| s.write(&at));
+            let dtype = self.merged_dtype(tensor.dtype, canonical.as_deref());
+            for name in self.tied_names(name, canonical.as_deref()) {
+                self.place(name, &shape, dtype, m.clone(), faults);
+            }
+        }
+    }
+
+    /// All letters' sizes: the leaf's own, and for those in its name how many the target has.
+    fn sizes_of(&self, row: &Row, leaf: &Leaf) -> BTreeMap<Letter, u64> {
+        let mut size = leaf.sizes.clone();
+        for letter in leaf.index.keys() {
+            let scoped = || Sizes::scope(self.map, row, &leaf.index, *letter).and_then(|s| self.sizes.of(&s));
+            if let Some(n) = row.spelled(*letter).or_else(scoped) {
+                size.insert(*letter, n);
+            }
+        }
+        size
+    }
+
+    fn axes_of(&self, row: &Row, leaf: &Leaf, strides: &BTreeMap<Letter, u64>, at: &Index) -> Vec<Vec<Axis>> {
+        let axes = row.side(&self.from.column).map(|side| side.axes.as_slice()).unwrap_or_default();
+        axes.iter()
+            .map(|group| {
+                let axis = |letter: &Letter| Axis {
+                    letter: *letter,
+                    len: leaf.sizes[letter],
+                    at: match strides.get(letter) {
+                        Some(stride) => At::All(*stride),
+                        None => At::One(at.get(letter).copied().unwrap_or(0)),
+                    },
+                };
+                group.iter().map(axis).collect()
+            })
+            .collect()
+    }
+
+    fn tied_names(&self, own: String, canonical: Option<&str>) -> Vec<String> {
+        let tie = self.map.tied.iter().find(|t| t.column == self.to.column && Some(t.canonical.as_str()) == canonical);
+        match tie.and_then(|t| self.to.dress(&t.name)) {
+            None => vec![own],
+            Some(alias) => match self.options.tie {
+                Tie::Alias => vec![alias],
+                Tie::Own => vec![own],
+                Tie::Both => vec![own, alias],
+            },
+        }
+    }
+
+    /// The type of a weight that its low-rank pair is added to: one that holds both (openpi freezes in bf16).
+    fn merged_dtype(&self, own: Dtype, canonical: Option<&str>) -> Dtype {
+        if self.options.lora != Lora::Merge {
+            return own;
+        }
+        let pair = canonical.and_then(|name| name.strip_suffix(".weight")).and_then(|stem| {
+            let half = |factor: &str| self.canonical.get(&format!("{stem}.{factor}"));
+            Some([*half("lora_a")?, *half("lora_b")?])
+        });
+        let types = pair.into_iter().flatten().map(|source| self.tensors[source].dtype);
+        types.fold(own, |widest, dtype| wider(widest, dtype).unwrap_or(widest))
+    }
+
+    fn place(&mut self, name: String, shape: &[u64], dtype: Dtype, m: Move, faults: &mut Vec<Fault>) {
+        let tensor = &self.tensors[m.source];
+        let draft = self.outputs.entry(name.clone()).or_insert_with(|| Draft {
+            shape: shape.to_vec(),
+            dtype,
+            from: From::Moves,
+            filled: 0,
+            starts: BTreeMap::new(),
+        });
+        if draft.shape != shape {
+            faults.push(Fault::Shape {
+                name: tensor.name.clone(),
+                expected: format!("{:?} for {name}", draft.shape),
+                found: format!("{shape:?}"),
+            });
+            return;
+        }
+        if let Some(other) = draft.starts.insert(m.offset, m.source) {
+            faults.push(Fault::Twice { name: tensor.name.clone(), other: self.tensors[other].name.clone() });
+            return;
+        }
+        draft.filled += m.len();
+        // Stacked layers of several types: the one that holds them all.
+        match wider(draft.dtype, dtype) {
+            Some(dtype) => draft.dtype = dtype,
+            None => faults.push(Fault::Dtype { name: tensor.name.clone(), found: tensor.dtype.name().to_owned() }),
+        }
+        self.moves.push((name, m));
+    }
+
+    fn finish(mut self, faults: &mut Vec<Fault>) -> (Vec<Output>, Vec<Move>) {
+        if self.options.zeros {
+            self.add_zeros();
+        }
+        let mut outputs = vec![];
+        for (name, draft) in &self.outputs {
+            let dtype = match self.options.cast {
+                Some(cast) if draft.dtype.is_float() => cast,
+                _ => draft.dtype,
+            };
+            let tensor = Tensor { name: name.clone(), shape: draft.shape.clone(), dtype };
+            if draft.from == From::Moves && draft.filled != tensor.len() {
+                faults.push(Fault::Hole {
+                    name: name.clone(),
+                    needed: format!("its sources give {} of its {} elements", draft.filled, tensor.len()),
+                });
+            }
+            outputs.push(Output { tensor, from: draft.from });
+        }
+        let at: BTreeMap<&str, usize> = outputs.iter().enumerate().map(|(i, o)| (o.tensor.name.as_str(), i)).collect();
+        let moves = self.moves.into_iter().map(|(name, m)| Move { output: at[name.as_str()], ..m }).collect();
+        (outputs, moves)
+    }
+
+    fn add_zeros(&mut self) {
+        for zeros in self.map.zeros.iter().filter(|z| z.column == self.to.column) {
+            let size = |(letter, by): &(Letter, Option<u64>)| self.sizes.get("llm", *by, *letter);
+            let (Some(shape), Some(name)) =
+                (zeros.axes.iter().map(size).collect::<Option<Vec<u64>>>(), self.to.dress(&zeros.name))
+            else {
+                continue;
+            };
+            let dtype = self.outputs.values().map(|d| d.dtype).find(|d| d.is_float()).unwrap_or(Dtype::F32);
+            let draft = Draft { shape, dtype, from: From::Zeros, filled: 0, starts: BTreeMap::new() };
+            self.outputs.insert(name, draft);
+        }
+    }
+}
+
+/// Every assignment of `letters`, on top of `base`.
+pub(crate) fn combinations(letters: &[Letter], sizes: &BTreeMap<Letter, u64>, base: &Index) -> Vec<Index> {
+    letters.iter().fold(vec![base.clone()], |all, letter| {
+        let with = |at: &Index| {
+            (0..sizes[letter])
+                .map(|value| at.iter().map(|(k, v)| (*k, *v)).chain([(*letter, value)]).collect())
+                .collect::<Vec<Index>>()
+        };
+        all.iter().flat_map(with).collect()
+    })
+}
+
+/// Elements between neighbours along each letter of a dense array in C order.
+pub(crate) fn strides(axes: &[Vec<Letter>], sizes: &BTreeMap<Letter, u64>) -> BTreeMap<Letter, u64> {
+    let mut stride = 1;
+    let mut all = BTreeMap::new();
+    for letter in axes.iter().rev().flat_map(|group| group.iter().rev()) {
+        all.insert(*letter, stride);
+        stride *= sizes[letter];
+    }
+    all
+}
+
+/// The narrower of the types that hold both exactly; `None` if there is none.
+fn wider(a: Dtype, b: Dtype) -> Option<Dtype> {
+    use Dtype::{Bf16, F16, F32, F64};
+    match (a, b) {
+        _ if a == b => Some(a),
+        (F64, F16 | Bf16 | F32) | (F16 | Bf16 | F32, F64) => Some(F64),
+        (F32, F16 | Bf16) | (F16 | Bf16, F32) | (F16, Bf16) | (Bf16, F16) => Some(F32),
+        _ => None,
+    }
+}
