@@ -1,4 +1,8 @@
 //! A checkpoint folder as a tree of lazy arrays. (Skeleton: the public surface the other rooms build on.)
+mod dtype;
+
+pub use dtype::Dtype;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,28 +12,6 @@ use std::path::{Path, PathBuf};
 pub struct Error;
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Element types that Orbax stores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Dtype {
-    Bool, I8, U8, I16, U16, I32, U32, I64, U64, F16, Bf16, F32, F64, C64, C128,
-    F8E4M3Fn, F8E4M3Fnuz, F8E4M3B11Fnuz, F8E5M2, F8E5M2Fnuz, F8E3M4, F8E4M3, F8E8M0Fnu, I4, U4, I2, U2,
-}
-impl Dtype {
-    /// Bytes an element takes in a chunk and in memory (1 for the sub-byte types: they are not packed).
-    pub fn size(self) -> usize {
-        4
-    }
-    /// numpy's name: `float32`, `bfloat16`, `bool`.
-    pub fn name(self) -> &'static str {
-        ""
-    }
-    /// From numpy's name.
-    pub fn from_name(_name: &str) -> Option<Self> {
-        None
-    }
-}
 
 /// In which order a chunk's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +177,11 @@ pub struct WriteOptions {
 pub struct CheckpointWriter;
 impl CheckpointWriter {
     /// Starts in a temporary sibling of `dir`; `arrays` is the whole tree.
-    pub fn create(_dir: impl AsRef<Path>, _arrays: Vec<NewArray>, _options: WriteOptions) -> Result<Self> {
+    pub fn create(
+        _dir: impl AsRef<Path>,
+        _arrays: Vec<NewArray>,
+        _options: WriteOptions,
+    ) -> Result<Self> {
         Err(Error)
     }
     /// Chunk shape of array `array`.
