@@ -1,2 +1,57 @@
-//! Housekeeping.
-fn main() {}
+//! `cargo xtask <verb>`: the housekeeping of the project, in Rust so that it runs wherever the project builds.
+//!
+//! - [`check`]: everything a change must pass, in the order and with the flags CI uses
+//! - [`tidy`]: the house rules that a machine can hold: arrows between rooms, sizes, names, heads, tours
+//! - [`synth`]: full-size checkpoints with weights that any language can regenerate bit for bit
+//! - [`bench`]: what a verb costs, beside what the machine itself needs for the same bytes
+//!
+//! Invariant: nothing here is shipped; no room depends on this one.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod procedural;
+mod synth;
+mod tidy;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Housekeeping of pi0-burn", disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run all that CI runs: tests, formatting, lints, house rules, documentation
+    Check,
+    /// Hold the tree against the house rules
+    Tidy,
+    /// Write a checkpoint with procedural weights, or check the generator against the recorded sums
+    Synth(synth::Arguments),
+    /// Measure a verb against the machine's own floor
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let done = match Arguments::parse().verb {
+        Verb::Check => check::run(root),
+        Verb::Tidy => tidy::run(root),
+        Verb::Synth(arguments) => synth::run(root, &arguments),
+        Verb::Bench(arguments) => bench::run(root, &arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
