@@ -1,1 +1,9 @@
-//! pi0-burn
+//! pi0-burn: Physical Intelligence's pi0 models out of Python.
+//!
+//! The rooms, in reading order:
+//! - [`weights`]: checkpoints opened, understood, converted, compared. Nothing is written before all that can be
+//!   refused is refused.
+//! - [`cli`]: the `pi0` command: one file a verb, one mouth.
+
+pub mod cli;
+pub mod weights;
