@@ -2,4 +2,6 @@
 //! that touches weight files; it knows no Burn.
 
 pub mod anatomy;
+pub mod companions;
+pub mod norm_stats;
 pub mod open;
