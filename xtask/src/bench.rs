@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what a verb costs, beside what the machine itself needs for the same bytes.
 //!
 //! `convert` runs the released program as a child process and, in turn, the floor as another: the same chunks through
-//! zstd alone and as many bytes written to the same disk. Figures are medians over the runs; the bars are ratios, so that
-//! they hold on any machine. The checkpoint is read once before: both find the page cache in the same state.
+//! zstd alone and as many bytes written to the same disk. Figures are medians over the runs; the bars are ratios, so
+//! that they hold on any machine. The checkpoint is read once before: both find the page cache in the same state.
 //!
 //! - [`floor`]: the floor
 //! - [`process`]: wall time, CPU time and peak memory of a child

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! so `u` has variance 1 and `scale` is a gain over √fan_in. bf16 is `w` rounded to nearest even.
-//! Invariant: the same bits everywhere; `golden/procedural/` holds check values recorded from JAX runs of these weights.
+//! Invariant: the same bits everywhere; `golden/procedural/` holds check values recorded from JAX runs on these weights,
+//! and `cargo xtask synth --check` adds up every value of every published size.
 
 pub(crate) mod tree;
 

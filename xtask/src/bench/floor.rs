@@ -1,8 +1,8 @@
 //! The floor: the least that this machine can do for a conversion, with everything taken away that a converter adds.
 //!
-//! The very same chunks go through zstd alone into a small buffer that is used again and again, and as many bytes as the
-//! conversion wrote are written from it to the same disk, several threads at a time, and synced. No names, no layout, no
-//! checks. Reads an OCDBT checkpoint in zarr v2, compressed by zstd or not.
+//! The very same chunks go through zstd alone into a small buffer that is used again and again, and as many bytes as
+//! the conversion wrote are written from it to the same disk, several threads at a time, and synced. No names, no
+//! layout, no checks. Reads an OCDBT checkpoint in zarr v2, compressed by zstd or not.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};

@@ -92,7 +92,8 @@ fn children_cpu_ticks() -> Result<u64> {
     children_ticks(&stat).context("/proc/self/stat is not of its form")
 }
 
-/// Fields 16 and 17 of a stat file, summed. Field 2 is a name in brackets that may hold anything; 3 follows the last bracket.
+/// Fields 16 and 17 of a stat file, summed. Field 2 is a name in brackets that may hold anything; field 3 follows the
+/// last bracket.
 fn children_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(16 - 3);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
