@@ -1,17 +1,41 @@
-//! A checkpoint folder as a tree of lazy arrays. (Skeleton: the public surface the other rooms build on.)
-mod dtype;
+//! A checkpoint folder as a tree of lazy arrays.
+//!
+//! Reading order: [`Checkpoint`] (an item folder: leaves, and a [`Source`] of arrays) · [`locate()`] (which folder the user meant) ·
+//! [`Chunk`] (streams; nothing is held whole) · [`Npz`] and [`raw`] (other sources) · [`CheckpointWriter`] (the way back).
+//!
+//! Source: Orbax <https://github.com/google/orbax> (0.4 to 0.12) and TensorStore <https://github.com/google/tensorstore> (bc4fbc11f).
+//! Invariant: foreign bytes never panic, never make us allocate more than they are, and never lead outside the checkpoint folder.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 
-pub use dtype::Dtype;
+mod array;
+mod checkpoint;
+mod chunk;
+mod dtype;
+mod error;
+mod fill;
+mod metadata;
+mod read;
+mod store;
+mod tree;
+mod zarr;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-/// What is wrong and with which leaf or file.
-#[derive(Debug, thiserror::Error)]
-#[error("skeleton")]
-pub struct Error;
-/// The crate's result.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub use checkpoint::Checkpoint;
+pub use dtype::Dtype;
+pub use error::{Error, Result};
+pub use read::{MAX_READ_BYTES, read_array};
+pub use tree::{Key, Leaf, Value, path_name};
 
 /// In which order a chunk's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,79 +80,12 @@ pub enum Chunk<'a> {
     Fill(Vec<u8>),
 }
 
-/// One step of a leaf's path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Key {
-    /// Dict key or attribute.
-    Name(String),
-    /// Sequence index.
-    Index(u64),
-}
-/// A leaf of the saved tree.
-#[derive(Debug, Clone)]
-pub struct Leaf {
-    /// From the root.
-    pub path: Vec<Key>,
-    /// What it holds.
-    pub value: Value,
-}
-/// What a leaf holds.
-#[derive(Debug, Clone)]
-pub enum Value {
-    /// Index into `Source::arrays`.
-    Array(usize),
-    /// A string of `_strings.json`.
-    String(String),
-    /// `None`, `Dict`, `List`, `Tuple`, `NamedTuple`: a node without content.
-    Empty(String),
-}
-
-/// An opened checkpoint item: its tree, nothing of its data.
-pub struct Checkpoint;
-impl Checkpoint {
-    /// Opens exactly this item folder (see [`locate`] for kinder arguments).
-    pub fn open(_dir: impl AsRef<Path>) -> Result<Self> {
-        Err(Error)
-    }
-    /// Every leaf, in the saved order.
-    pub fn leaves(&self) -> &[Leaf] {
-        &[]
-    }
-    /// What is odd but not wrong (arrays without a leaf, ...).
-    pub fn warnings(&self) -> &[String] {
-        &[]
-    }
-    /// `ocdbt` or `plain`, `zarr2` or `zarr3`: for reports.
-    pub fn layout(&self) -> &str {
-        ""
-    }
-    /// PRNG implementation of a typed key leaf (`threefry2x32`), by array index.
-    pub fn prng_impl(&self, _array: usize) -> Option<&str> {
-        None
-    }
-}
-impl Source for Checkpoint {
-    fn arrays(&self) -> &[ArrayInfo] {
-        &[]
-    }
-    fn chunk(&self, _array: usize, _chunk: u64) -> Result<Chunk<'_>> {
-        Err(Error)
-    }
-    fn stored_len(&self, _array: usize, _chunk: u64) -> Result<u64> {
-        Err(Error)
-    }
-}
-/// Reads one whole array in C order (small arrays, tests). Refuses what cannot be in memory.
-pub fn read_array(_source: &dyn Source, _array: usize) -> Result<Vec<u8>> {
-    Err(Error)
-}
-
 /// An `.npz` of big_vision or numpy as a source.
 pub struct Npz;
 impl Npz {
     /// Opens the container and every member's header.
     pub fn open(_path: impl AsRef<Path>) -> Result<Self> {
-        Err(Error)
+        Err(Error::unsupported("x", "skeleton"))
     }
 }
 
@@ -148,7 +105,7 @@ pub struct Location {
 }
 /// Accepts `params`, `ckpt`, `ckpt/<step>`, an experiment folder; says what was taken.
 pub fn locate(_path: impl AsRef<Path>, _item: Option<&str>) -> Result<Location> {
-    Err(Error)
+    Err(Error::unsupported("x", "skeleton"))
 }
 
 /// An array to be written.
@@ -182,7 +139,7 @@ impl CheckpointWriter {
         _arrays: Vec<NewArray>,
         _options: WriteOptions,
     ) -> Result<Self> {
-        Err(Error)
+        Err(Error::unsupported("x", "skeleton"))
     }
     /// Chunk shape of array `array`.
     pub fn chunk_shape(&self, _array: usize) -> &[u64] {
@@ -190,11 +147,11 @@ impl CheckpointWriter {
     }
     /// Opens chunk `chunk` of array `array`. Takes bytes in C order of the chunk, little endian; callable from several threads.
     pub fn chunk(&self, _array: usize, _chunk: u64) -> Result<ChunkWriter<'_>> {
-        Err(Error)
+        Err(Error::unsupported("x", "skeleton"))
     }
     /// Every chunk written? Then metadata, sync, rename to the final name.
     pub fn finish(self) -> Result<()> {
-        Err(Error)
+        Err(Error::unsupported("x", "skeleton"))
     }
 }
 /// One chunk being compressed into a data file.
@@ -210,6 +167,6 @@ impl Write for ChunkWriter<'_> {
 impl ChunkWriter<'_> {
     /// Ends the chunk; an error if it is too short or too long.
     pub fn finish(self) -> Result<()> {
-        Err(Error)
+        Err(Error::unsupported("x", "skeleton"))
     }
 }
