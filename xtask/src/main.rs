@@ -10,6 +10,7 @@
 
 mod bench;
 mod check;
+mod parallel;
 mod procedural;
 mod synth;
 mod tidy;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use ocdbt::{Database, Value};
 use serde::Deserialize;
 
-use crate::synth::side_by_side;
+use crate::parallel::side_by_side;
 
 /// Written at a time.
 const WRITE_BYTES: usize = 4 << 20;
