@@ -391,10 +391,8 @@ fn lines(t: &mut String, report: &Report) {
         };
         let all: Vec<String> = members.iter().flat_map(|i| to(&report.tensors[*i].fate)).collect();
         let condensed = condense(all.iter().map(String::as_str));
-        let spelled: Vec<String> = condensed
-            .iter()
-            .map(|(name, n)| if *n > 1 { format!("{name} ×{n}") } else { name.clone() })
-            .collect();
+        let spelled: Vec<String> =
+            condensed.iter().map(|(name, n)| if *n > 1 { format!("{name} ×{n}") } else { name.clone() }).collect();
         let _ = match members.first().map(|i| &report.tensors[*i].fate) {
             Some(Fate::Moved(_)) => writeln!(t, "\n    → {}", spelled.join(", ")),
             Some(Fate::Merged(_)) => writeln!(t, "\n    + into {}", spelled.join(", ")),
@@ -421,7 +419,6 @@ fn condense_types(report: &Report) -> String {
         _ => counts.iter().map(|(k, n)| format!("{n} {k}")).collect::<Vec<_>>().join(", "),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

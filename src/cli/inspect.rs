@@ -138,7 +138,8 @@ pub(super) fn one(path: &Path, choice: &Choice, mouth: &Mouth) -> Result<Answer>
     match &scheme {
         Err(error) => faults.push(format!("{error:#}")),
         Ok(scheme) => {
-            match Anatomy::read(&map, &opened.tensors, scheme, &Options { heads: heads.clone(), ..Options::default() }) {
+            match Anatomy::read(&map, &opened.tensors, scheme, &Options { heads: heads.clone(), ..Options::default() })
+            {
                 Ok(anatomy) => model = Some(anatomy),
                 Err(refused) => {
                     faults.extend(refused.faults.iter().map(ToString::to_string));
@@ -162,11 +163,10 @@ pub(super) fn one(path: &Path, choice: &Choice, mouth: &Mouth) -> Result<Answer>
         step: opened.step,
         scheme: scheme.as_ref().ok().map(|s| s.name.clone()),
         ema: opened.ema(),
-        norm_stats: stats
-            .iter()
-            .map(|s| StatsLine { asset_id: s.asset_id.clone(), keys: described(s) })
-            .collect(),
-        parameters: model.as_ref().map_or_else(|| opened.tensors.iter().map(remap::Tensor::len).sum(), |m| m.parameters),
+        norm_stats: stats.iter().map(|s| StatsLine { asset_id: s.asset_id.clone(), keys: described(s) }).collect(),
+        parameters: model
+            .as_ref()
+            .map_or_else(|| opened.tensors.iter().map(remap::Tensor::len).sum(), |m| m.parameters),
         bytes: opened.bytes(),
         model,
         faults,
@@ -217,7 +217,13 @@ fn text(d: &Description) -> String {
             let norm = if e.adaptive { " · adaptive norm" } else { "" };
             let text = format!(
                 "{} · width {} · depth {} · mlp {} · {} heads of {} · {} kv{norm}{lora}",
-                e.variant, e.width, e.depth, e.mlp, number(e.heads), number(e.head_size), number(e.kv_heads)
+                e.variant,
+                e.width,
+                e.depth,
+                e.mlp,
+                number(e.heads),
+                number(e.head_size),
+                number(e.kv_heads)
             );
             row(&mut t, &format!("expert {i}"), text);
         }
@@ -236,7 +242,11 @@ fn text(d: &Description) -> String {
     for stats in &d.norm_stats {
         row(&mut t, "norm stats", format!("{} · {}", stats.asset_id, stats.keys.join(", ")));
     }
-    row(&mut t, "tensors", format!("{} · {} values · {}", d.tensors.len(), super::output::grouped(d.parameters), size(d.bytes)));
+    row(
+        &mut t,
+        "tensors",
+        format!("{} · {} values · {}", d.tensors.len(), super::output::grouped(d.parameters), size(d.bytes)),
+    );
     for warning in &d.warnings {
         row(&mut t, "warning", warning.clone());
     }

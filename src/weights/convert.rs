@@ -145,7 +145,8 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
     };
     let mut plan = Plan::new(&map, &opened.tensors, &from, &to, &options)?;
     name_merged(&mut plan);
-    let written = if planned_lora == Lora::Keep { whole.clone() } else { whole.without_lora(parameters(&map, &plan, &to)) };
+    let written =
+        if planned_lora == Lora::Keep { whole.clone() } else { whole.without_lora(parameters(&map, &plan, &to)) };
 
     let target = target_of(request, &to, as_adapter)?;
     let stats = opened.assets.as_deref().map(norm_stats::read_all).transpose()?.unwrap_or_default();
@@ -182,8 +183,7 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
     let mut adapter = None;
     let mut deltas = None;
     if needs_pairs {
-        let pairs =
-            Pairs::read(&map, &opened.tensors, &from, &*opened.source, &opened.arrays, request.lora_alpha)?;
+        let pairs = Pairs::read(&map, &opened.tensors, &from, &*opened.source, &opened.arrays, request.lora_alpha)?;
         if as_adapter {
             let made = pairs.peft(&map, &to);
             report.notes.extend(made.notes.iter().cloned());
@@ -194,15 +194,15 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
     }
     let settings = Settings::threads(if matches!(target, Target::Step(_)) { 1 } else { request.threads });
     let mover = Mover::new(&plan, &*opened.source, &opened.arrays, deltas.as_ref(), settings, stop);
-    let metadata = metadata(request, &opened, &from, &to, &written, &target, &stats, &beside.files, report.target.lora.as_str());
+    let metadata =
+        metadata(request, &opened, &from, &to, &written, &target, &stats, &beside.files, report.target.lora.as_str());
     let run = Run { request, plan: &plan, mover: &mover, progress, metadata: &metadata };
     let (files, hashes) = match &target {
         Target::File(path) => run.file(path)?,
         Target::Folder(path, name) => {
             let stage = Stage::open(path, request.overwrite)?;
             let (files, hashes) = run.file(&stage.path().join(name))?;
-            let mut files: Vec<PathBuf> =
-                files.iter().filter_map(|f| f.file_name().map(|n| path.join(n))).collect();
+            let mut files: Vec<PathBuf> = files.iter().filter_map(|f| f.file_name().map(|n| path.join(n))).collect();
             for (name, bytes) in &beside.files {
                 files.push(put(stage.path(), path, name, bytes)?);
             }
@@ -307,7 +307,10 @@ fn contradictions(request: &Request, preset: Option<&Preset>, anatomy: &Anatomy)
         let is = anatomy.model.as_deref() == Some("pi05");
         if told != is {
             let flag = if told { "--pi05-enabled" } else { "--no-pi05-enabled" };
-            bail!("{flag} contradicts the tensors: they are a {}", anatomy.model.as_deref().unwrap_or("part of a model"));
+            bail!(
+                "{flag} contradicts the tensors: they are a {}",
+                anatomy.model.as_deref().unwrap_or("part of a model")
+            );
         }
     }
     if let Some(preset) = preset {
@@ -358,16 +361,19 @@ fn name_merged(plan: &mut Plan) {
 
 /// Values of the model: tied copies count once, fillers not at all.
 fn parameters(map: &Map, plan: &Plan, to: &Scheme) -> u64 {
-    let tied = |name: &str| map.tied.iter().any(|t| t.column == to.column && to.dress(&t.name).as_deref() == Some(name));
+    let tied =
+        |name: &str| map.tied.iter().any(|t| t.column == to.column && to.dress(&t.name).as_deref() == Some(name));
     let own = |canonical: &str| {
         let (row, at) = map.find("burn", canonical)?;
         to.dress(&map.rows[row].side(&to.column)?.write(&at)?)
     };
     let repeats = |name: &str| {
         tied(name)
-            && map.tied.iter().filter(|t| t.column == to.column).any(|t| {
-                own(&t.canonical).is_some_and(|own| plan.outputs.iter().any(|o| o.tensor.name == own))
-            })
+            && map
+                .tied
+                .iter()
+                .filter(|t| t.column == to.column)
+                .any(|t| own(&t.canonical).is_some_and(|own| plan.outputs.iter().any(|o| o.tensor.name == own)))
     };
     let counted = plan.outputs.iter().filter(|o| o.from == From::Moves && !repeats(&o.tensor.name));
     counted.map(|o| o.tensor.len()).sum()
@@ -532,8 +538,7 @@ fn as_is(
         ("pi0.scheme".to_owned(), AS_IS.to_owned()),
         ("pi0.from".to_owned(), opened.format.clone()),
     ]);
-    let mover =
-        Mover::new(&plan, &*opened.source, &opened.arrays, None, Settings::threads(request.threads), stop);
+    let mover = Mover::new(&plan, &*opened.source, &opened.arrays, None, Settings::threads(request.threads), stop);
     let run = Run { request, plan: &plan, mover: &mover, progress, metadata: &metadata };
     let (files, hashes) = run.file(output)?;
     account(&mut report, &mover, files, hashes, started);

@@ -90,7 +90,13 @@ impl Medium {
 
 /// Writes every output of `plan` into the item folder `dir`; gives hashes where they were asked for. The mover must
 /// have been made for one thread: the outputs are what runs side by side here.
-pub(super) fn write(mover: &Mover<'_>, plan: &Plan, dir: &Path, wrap: &Wrap, threads: usize) -> Result<Vec<Option<String>>> {
+pub(super) fn write(
+    mover: &Mover<'_>,
+    plan: &Plan,
+    dir: &Path,
+    wrap: &Wrap,
+    threads: usize,
+) -> Result<Vec<Option<String>>> {
     let path = |name: &str| {
         let steps = ["params"].into_iter().chain(name.split('/')).chain(wrap.value.then_some("value"));
         steps.map(|s| Key::Name(s.to_owned())).collect()

@@ -71,7 +71,9 @@ impl Stage {
         }
         self.done = true;
         if let Some(parent) = self.building.parent() {
-            fs::File::open(parent).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", parent.display()))?;
+            fs::File::open(parent)
+                .and_then(|f| f.sync_all())
+                .with_context(|| format!("syncing {}", parent.display()))?;
         }
         Ok(())
     }

@@ -256,10 +256,10 @@ impl Plan {
         order.sort_by_key(|i| &tensors[*i].name);
         let mut faults = vec![];
         for pair in order.windows(2) {
-            if let [a, b] = pair {
-                if tensors[*a].name == tensors[*b].name {
-                    faults.push(Fault::Twice { name: tensors[*a].name.clone(), other: tensors[*b].name.clone() });
-                }
+            if let [a, b] = pair
+                && tensors[*a].name == tensors[*b].name
+            {
+                faults.push(Fault::Twice { name: tensors[*a].name.clone(), other: tensors[*b].name.clone() });
             }
         }
         if !faults.is_empty() {
