@@ -10,6 +10,7 @@ use clap::{ArgAction, ValueEnum};
 use orbax::Dtype;
 use remap::{Fate, Lora, Tie};
 
+use super::fetch::resolve;
 use super::output::{Mouth, condense, shape, size, skeleton};
 use super::{Answer, inspect};
 use crate::weights::anatomy::grouped;
@@ -150,6 +151,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
+    /// Fetch a gs:// path that is not in openpi's cache yet (needs the cargo feature `gcs`)
+    #[arg(long)]
+    pub download: bool,
+
     /// Report as JSON, with the SHA-256 of every tensor written
     #[arg(long)]
     pub json: bool,
@@ -213,7 +218,7 @@ pub enum UnusedHead {
 /// # Errors
 /// See [`convert`].
 pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
-    let checkpoint = inspect::resolve(&args.checkpoint_dir)?;
+    let checkpoint = resolve(&args.checkpoint_dir, args.download, mouth)?;
     let choice = Choice {
         item: args.item.clone(),
         weights: match args.weights {

@@ -8,6 +8,7 @@ use remap::{Map, Options};
 use serde::Serialize;
 
 use super::Answer;
+use super::fetch::resolve;
 use super::output::{Mouth, condense, shape, size, skeleton};
 use crate::weights::anatomy::Anatomy;
 use crate::weights::norm_stats;
@@ -62,6 +63,10 @@ pub struct Args {
     #[arg(long, value_name = "SCHEME")]
     pub from: Option<String>,
 
+    /// Fetch a gs:// path that is not in openpi's cache yet (needs the cargo feature `gcs`)
+    #[arg(long)]
+    pub download: bool,
+
     /// Answer as JSON
     #[arg(long)]
     pub json: bool,
@@ -110,21 +115,14 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     let choice = Choice { item: args.item.clone(), weights: Weights::Ema, from: args.from.clone() };
     if let Some(pair) = &args.diff {
         let [a, b] = &pair[..] else { bail!("--diff compares two checkpoints") };
-        return super::diff::run(&resolve(a)?, &resolve(b)?, &choice, mouth);
+        let (a, b) = (resolve(a, args.download, mouth)?, resolve(b, args.download, mouth)?);
+        return super::diff::run(&a, &b, &choice, mouth);
     }
     if let Some(dir) = &args.raw {
         return super::raw::run(dir, args.array.as_deref(), mouth);
     }
     let Some(path) = args.path.or(args.checkpoint_dir) else { bail!("name a checkpoint") };
-    one(&resolve(&path)?, &choice, mouth)
-}
-
-/// A path as typed, or where openpi keeps what it downloaded from there.
-///
-/// # Errors
-/// A `gs://` path that is not in the cache.
-pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
-    Ok(path.to_owned())
+    one(&resolve(&path, args.download, mouth)?, &choice, mouth)
 }
 
 /// Tells what one checkpoint is.

@@ -4,6 +4,7 @@
 
 pub mod convert;
 mod diff;
+mod fetch;
 pub mod inspect;
 pub mod output;
 mod raw;
