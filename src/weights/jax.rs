@@ -20,6 +20,9 @@ const IN_MEMORY_BYTES: u64 = 64 << 20;
 /// Bytes that are compressed at once.
 const PIECE_BYTES: u64 = 4 << 20;
 
+/// Data files of a checkpoint. A constant: the bytes that are written depend on it, and not on the threads.
+const DATA_FILES: usize = 8;
+
 /// How the tree is wrapped and stamped.
 #[derive(Debug, Clone)]
 pub(super) struct Wrap {
@@ -107,11 +110,11 @@ pub(super) fn write(
         dtype: o.tensor.dtype,
         chunk_shape: None,
     });
-    let options = WriteOptions { time_ns: wrap.time_ns, level: 1, data_files: threads };
+    let options = WriteOptions { time_ns: wrap.time_ns, level: 1, data_files: DATA_FILES };
     let writer = CheckpointWriter::create(dir, arrays.collect(), options)?;
     let folder = dir.parent().unwrap_or(Path::new("."));
-    let mut order: Vec<usize> = (0..plan.outputs.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(plan.outputs[*i].tensor.bytes()), *i));
+    // In the order of the tree: what is finished before its turn in a data file has to wait in a spool.
+    let outputs = plan.outputs.len();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let hashes = Mutex::new(vec![None; plan.outputs.len()]);
     let one = |output: usize| -> Result<()> {
@@ -133,9 +136,13 @@ pub(super) fn write(
         Ok(())
     };
     let work = || {
-        while let Some(output) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = one(*output) {
-                next.store(order.len(), Ordering::Relaxed);
+        loop {
+            let output = next.fetch_add(1, Ordering::Relaxed);
+            if output >= outputs {
+                return;
+            }
+            if let Err(error) = one(output) {
+                next.store(outputs, Ordering::Relaxed);
                 failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
                 return;
             }
