@@ -259,6 +259,8 @@ fn an_object_longer_or_shorter_than_its_listing_is_refused() {
         server.script().sizes.insert(key("params/manifest.ocdbt"), size);
         let error = place.fails(&server);
         assert!(matches!(&error, DownloadError::Content { what: "its length", .. }), "{error}");
+        let kept = fs::metadata(place.partial().join("params/manifest.ocdbt")).unwrap().len();
+        assert!(kept <= size, "{kept} bytes were written of an object that is listed with {size}");
     }
 }
 
