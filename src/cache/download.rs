@@ -1,36 +1,23 @@
-//! Fetches what a `gs://` address names into the cache, anonymously, over Google Cloud Storage's XML interface
-//! (<https://cloud.google.com/storage/docs/xml-api/overview>): one listing below the address, then one request per object.
+//! Fetches what a `gs://` address names into the cache, anonymously: one listing, then one request per object.
 //!
 //! Invariants: nothing stands under the final name before all of it is there and checked; what is there is moved by one
-//! rename while the lock is held. Nobody but the base address is contacted: no credentials are looked for, no redirect is
-//! followed. All names of a listing are judged before the first byte is written.
+//! rename while the lock is held. All names of a listing are judged before the first byte is written. Who is contacted
+//! is decided in `bucket` alone.
 
-use std::collections::BTreeMap;
+mod bucket;
+
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
-use object_store::client::{HttpClient, HttpConnector};
-use object_store::gcp::{GcpCredential, GoogleCloudStorage, GoogleCloudStorageBuilder};
-use object_store::path::Path as Key;
-use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig, StaticCredentialProvider};
 
-use super::{Error, Home, Remote, Slot, check_component, look_up, remote};
+use self::bucket::{Bucket, Item, Plan};
+use super::{Error, Home, Remote, Slot, look_up, remote};
 
-/// Google Cloud Storage itself.
-const BASE_URL: &str = "https://storage.googleapis.com";
-/// More objects than this below one address are refused; a checkpoint has some hundreds.
-const MAX_OBJECTS: usize = 100_000;
-/// A listing takes seconds; one that never ends is given up.
-const LISTING: Duration = Duration::from_secs(600);
-const CONNECT: Duration = Duration::from_secs(20);
-/// How long a connection may stay silent. A whole object may take as long as it needs.
-const SILENCE: Duration = Duration::from_secs(60);
 /// How often a lock that another process holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(200);
 /// A file on disk is read in pieces of this size to check it.
@@ -166,18 +153,6 @@ pub enum DownloadError {
     },
 }
 
-/// One file to fetch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Item {
-    key: Key,
-    size: u64,
-    /// The MD5 sum, where the listing gives one.
-    md5: Option<[u8; 16]>,
-}
-
-/// What to fetch: paths relative to the final name, with `/`. A single object has the empty path.
-type Plan = BTreeMap<String, Item>;
-
 /// Brings what `place` names into the cache and returns where it lies. A plain path, and what the cache already holds, is
 /// returned without contacting anybody. Blocks; not to be called from inside an asynchronous runtime.
 ///
@@ -211,7 +186,7 @@ pub fn download(
         return Ok(copy);
     }
     clear(&slot.partial, &plan)?;
-    progress.start(plan.len() as u64, plan.values().map(|item| item.size).sum());
+    progress.start(plan.len() as u64, plan.values().fold(0, |sum: u64, item| sum.saturating_add(item.size)));
     // Names with an extension share their scratch with others (`v1.0` and `v1.1` both have `v1.partial`): there, a size
     // alone does not show that a file is ours.
     let by_size = slot.target.extension().is_none();
@@ -301,223 +276,6 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Downlo
     move |source| DownloadError::Io { path, action, source }
 }
 
-/// One bucket at one base address, and the part of it that is wanted.
-struct Bucket<'a> {
-    store: GoogleCloudStorage,
-    remote: &'a Remote,
-    base_url: String,
-}
-
-/// Hands out the one client that we configured ourselves.
-#[derive(Debug)]
-struct Direct(reqwest::Client);
-
-impl HttpConnector for Direct {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
-}
-
-impl<'a> Bucket<'a> {
-    fn open(remote: &'a Remote, options: &Options) -> Result<Bucket<'a>, DownloadError> {
-        let base_url = options.base_url.as_deref().unwrap_or(BASE_URL).trim_end_matches('/').to_owned();
-        let refuse = |reason: String| DownloadError::BaseUrl { base_url: base_url.clone(), reason };
-        let url = reqwest::Url::parse(&base_url).map_err(|error| refuse(error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
-            return Err(refuse("it is not a plain http address".to_owned()));
-        }
-        let mut client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .https_only(url.scheme() == "https")
-            .user_agent(concat!("pi0-burn/", env!("CARGO_PKG_VERSION")));
-        if matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
-            // No proxy can reach this machine's own address for us.
-            client = client.no_proxy();
-        }
-        let client = client.build().map_err(|error| refuse(chain(&error)))?;
-        // An empty credential, never sent: without one the builder would go looking for the user's own.
-        let nobody = Arc::new(StaticCredentialProvider::new(GcpCredential { bearer: String::new() }));
-        let retry = RetryConfig { max_retries: options.retries, ..RetryConfig::default() };
-        let store = GoogleCloudStorageBuilder::new()
-            .with_bucket_name(&remote.bucket)
-            .with_base_url(&base_url)
-            .with_credentials(nobody)
-            .with_skip_signature(true)
-            .with_retry(retry)
-            .with_http_connector(Direct(client))
-            .build()
-            .map_err(|error| refuse(chain(&error)))?;
-        Ok(Bucket { store, remote, base_url })
-    }
-
-    /// Lists what is below the address; if nothing is, asks for an object of that name.
-    async fn plan(&self) -> Result<Plan, DownloadError> {
-        let prefix = Key::parse(&self.remote.path).map_err(|error| self.refused_name(error))?;
-        let listing = tokio::time::timeout(LISTING, self.list(&prefix)).await;
-        let objects = listing.map_err(|_| self.endless(format!("it took more than {} s", LISTING.as_secs())))??;
-        let plan = self.judge(objects)?;
-        if !plan.is_empty() {
-            return Ok(plan);
-        }
-        let object = self.store.head(&prefix).await.map_err(|error| self.store_error(&prefix, error))?;
-        Ok(Plan::from([(String::new(), item(object))]))
-    }
-
-    async fn list(&self, prefix: &Key) -> Result<Vec<ObjectMeta>, DownloadError> {
-        let mut listing = self.store.list(Some(prefix));
-        let mut objects = Vec::new();
-        while let Some(object) = listing.next().await {
-            objects.push(object.map_err(|error| self.store_error(prefix, error))?);
-            if objects.len() > MAX_OBJECTS {
-                return Err(self.endless(format!("it has more than {MAX_OBJECTS} objects")));
-            }
-        }
-        Ok(objects)
-    }
-
-    /// Turns a listing into a plan, or refuses it as a whole.
-    fn judge(&self, objects: Vec<ObjectMeta>) -> Result<Plan, DownloadError> {
-        let mut plan = Plan::new();
-        for object in objects {
-            let name = object.location.to_string();
-            let refuse =
-                |reason: String| DownloadError::Name { url: self.remote.url.clone(), name: name.clone(), reason };
-            let Some(path) = name.strip_prefix(&self.remote.path) else {
-                return Err(refuse("it is not below the address".to_owned()));
-            };
-            // The folder itself: tools that show folders leave an empty object in its place.
-            if path.is_empty() {
-                continue;
-            }
-            let Some(path) = path.strip_prefix('/') else {
-                return Err(refuse("it is not below the address".to_owned()));
-            };
-            path.split('/').try_for_each(check_component).map_err(&refuse)?;
-            if plan.insert(path.to_owned(), item(object)).is_some() {
-                return Err(refuse("it is listed twice".to_owned()));
-            }
-        }
-        let folders: Vec<String> = plan
-            .keys()
-            .flat_map(|path| path.match_indices('/').map(|(end, _)| path[..end].to_owned()))
-            .filter(|folder| plan.contains_key(folder))
-            .collect();
-        for folder in folders {
-            if plan.remove(&folder).is_some_and(|item| item.size > 0) {
-                let reason = "other objects have it as their folder".to_owned();
-                return Err(DownloadError::Name { url: self.remote.url.clone(), name: folder, reason });
-            }
-        }
-        Ok(plan)
-    }
-
-    /// Makes sure that `file` is the object.
-    async fn fetch(
-        &self,
-        file: PathBuf,
-        item: &Item,
-        by_size: bool,
-        progress: &dyn Progress,
-    ) -> Result<(), DownloadError> {
-        if (by_size || item.md5.is_some()) && is_complete(&file, item)? {
-            progress.advance(item.size);
-            return Ok(());
-        }
-        let object = match self.store.get(&item.key).await {
-            // An empty object whose name ends in a slash, as tools leave them for an empty folder: its name lost the slash.
-            Err(object_store::Error::NotFound { .. }) if item.size == 0 => {
-                return fs::create_dir_all(&file).map_err(failed(&file, "created"));
-            }
-            object => object.map_err(|error| self.store_error(&item.key, error))?,
-        };
-        if let Some(parent) = file.parent() {
-            fs::create_dir_all(parent).map_err(failed(parent, "created"))?;
-        }
-        let mut out = File::create(&file).map_err(failed(&file, "created"))?;
-        let mut body = object.into_stream();
-        let mut sum = Md5::new();
-        let mut len = 0_u64;
-        while let Some(bytes) = body.next().await {
-            let bytes = bytes.map_err(|error| self.store_error(&item.key, error))?;
-            len = len.saturating_add(bytes.len() as u64);
-            if len > item.size {
-                break;
-            }
-            sum.update(&bytes);
-            out.write_all(&bytes).map_err(failed(&file, "written"))?;
-            progress.advance(bytes.len() as u64);
-        }
-        if len != item.size {
-            let found = if len > item.size { "more".to_owned() } else { format!("{len} bytes") };
-            return Err(self.differs(item, "its length", format!("{} bytes", item.size), found));
-        }
-        let sum: [u8; 16] = sum.finalize().into();
-        if let Some(expected) = item.md5.filter(|expected| *expected != sum) {
-            remove(&file, false)?;
-            return Err(self.differs(item, "its MD5 sum", hex(&expected), hex(&sum)));
-        }
-        // The rename must not become durable before what it names.
-        out.sync_all().map_err(failed(&file, "written"))
-    }
-
-    fn address(&self, key: &Key) -> String {
-        format!("gs://{}/{key}", self.remote.bucket)
-    }
-
-    fn differs(&self, item: &Item, what: &'static str, expected: String, found: String) -> DownloadError {
-        DownloadError::Content { object: self.address(&item.key), what, expected, found }
-    }
-
-    fn endless(&self, reason: String) -> DownloadError {
-        DownloadError::Listing { url: self.remote.url.clone(), reason }
-    }
-
-    fn refused_name(&self, error: object_store::path::Error) -> DownloadError {
-        use object_store::path::Error::{BadSegment, EmptySegment};
-        let url = self.remote.url.clone();
-        match error {
-            EmptySegment { path } => {
-                DownloadError::Name { url, name: path, reason: "it has an empty component".to_owned() }
-            }
-            BadSegment { path, source } => DownloadError::Name { url, name: path, reason: source.to_string() },
-            other => DownloadError::Name { url, name: String::new(), reason: other.to_string() },
-        }
-    }
-
-    fn store_error(&self, key: &Key, error: object_store::Error) -> DownloadError {
-        let (url, base_url) = (self.address(key), self.base_url.clone());
-        match error {
-            object_store::Error::NotFound { .. } => DownloadError::Missing { url, base_url },
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                DownloadError::Refused { url, base_url }
-            }
-            object_store::Error::InvalidPath { source } => self.refused_name(source),
-            other => DownloadError::Transport { object: url, base_url, reason: chain(&other) },
-        }
-    }
-}
-
-fn item(object: ObjectMeta) -> Item {
-    let md5 = object.e_tag.as_deref().and_then(md5_of);
-    Item { key: object.location, size: object.size, md5 }
-}
-
-/// The MD5 sum in an entity tag. Google's tag is the sum in hexadecimal for an object that was uploaded in one piece;
-/// a composed object has a tag of another form, and no sum.
-fn md5_of(tag: &str) -> Option<[u8; 16]> {
-    let digits = tag.trim_matches('"');
-    if digits.len() != 32 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    u128::from_str_radix(digits, 16).ok().map(u128::to_be_bytes)
-}
-
-fn hex(sum: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*sum))
-}
-
 /// Whether an earlier attempt has left the whole object in `file`.
 fn is_complete(file: &Path, item: &Item) -> Result<bool, DownloadError> {
     match file.symlink_metadata() {
@@ -534,18 +292,4 @@ fn is_complete(file: &Path, item: &Item) -> Result<bool, DownloadError> {
             len => sum.update(&piece[..len]),
         }
     }
-}
-
-/// An error with its causes, each said once: some messages already hold their cause.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
