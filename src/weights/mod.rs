@@ -2,4 +2,7 @@
 //! that touches weight files; it knows no Burn.
 
 pub mod anatomy;
+pub mod diff;
+mod number;
 pub mod open;
+mod scratch;
