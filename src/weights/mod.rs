@@ -5,4 +5,5 @@ pub mod anatomy;
 pub mod diff;
 mod number;
 pub mod open;
+pub mod raw;
 mod scratch;

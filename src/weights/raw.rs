@@ -358,11 +358,13 @@ fn read_through_scratch(
 /// A plan that moves one array to itself, in C order.
 fn as_it_is(info: &ArrayInfo) -> Plan {
     let mut stride = 1;
-    let mut axes: Vec<Vec<Axis>> = (0u32..)
-        .zip(&info.shape)
+    // Letters are counted from the last axis; which they are means nothing here.
+    let mut axes: Vec<Vec<Axis>> = info
+        .shape
+        .iter()
         .rev()
-        .map(|(number, len)| {
-            let letter = char::from_u32(u32::from('A') + number).unwrap_or('A');
+        .zip('A'..)
+        .map(|(len, letter)| {
             let axis = Axis { letter, len: *len, at: At::All(stride) };
             stride *= len;
             vec![axis]
