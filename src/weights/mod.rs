@@ -4,10 +4,14 @@
 pub mod anatomy;
 pub mod companions;
 pub mod convert;
+pub mod diff;
 mod jax;
 pub mod norm_stats;
+mod number;
 pub mod open;
+pub mod raw;
 pub mod report;
+mod scratch;
 pub mod stage;
 
 use std::io::Read;

@@ -1,0 +1,525 @@
+//! Two checkpoints, tensor by tensor, whatever scheme and format each is in.
+//!
+//! Both are planned to the canonical names and layouts. What is stored alike on both sides is compared chunk by chunk
+//! as it is decoded ([`alike`]); the rest goes through a scratch: the left side's outputs are written to it, the right
+//! side's are compared with it as they are moved. Outputs that share a source on either side are looked at together,
+//! so no chunk is moved twice.
+//!
+//! Invariants: memory is bounded by the slabs of [`remap::Settings`] and [`DiffOptions::memory_bytes`]; every element
+//! of every tensor that both sides have in one shape is looked at; what is not compared is in [`Diff::notes`].
+
+mod alike;
+mod compare;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use orbax::Dtype;
+use remap::{Fate, Letter, Lora, Map, Mover, Options, Plan, Refused, Scheme, Settings, Sink};
+use serde::{Serialize, Serializer};
+
+use super::open::Opened;
+use super::scratch::Scratch;
+use compare::{Found, compare};
+
+/// Scratch that is filled with several groups of outputs at once, so that all threads have work.
+const SCRATCH_BYTES: u64 = 1 << 30;
+
+/// How to compare.
+#[derive(Debug, Clone)]
+pub struct DiffOptions {
+    /// Threads that decode, move and compare.
+    pub threads: usize,
+    /// Up to so many bytes at once are kept in memory; beyond, a scratch file is used.
+    pub memory_bytes: u64,
+    /// Where scratch files are made (and at once unlinked). It has to hold the largest array of the left side.
+    pub scratch: PathBuf,
+    /// Head counts by zone and letter, where neither shapes nor files tell.
+    pub heads: BTreeMap<(String, Letter), u64>,
+}
+
+impl DiffOptions {
+    /// For so many threads: 64 MiB in memory, scratch files in this folder.
+    pub fn new(threads: usize, scratch: impl Into<PathBuf>) -> Self {
+        DiffOptions { threads: threads.max(1), memory_bytes: 64 << 20, scratch: scratch.into(), heads: BTreeMap::new() }
+    }
+}
+
+/// A tensor on one side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Described {
+    /// Elements along each axis, in the canonical layout.
+    pub shape: Vec<u64>,
+    /// numpy's name of the element type.
+    pub dtype: &'static str,
+    /// The tensors of the checkpoint that it is taken from, by their names there.
+    pub sources: Vec<String>,
+}
+
+/// How a tensor of the one side stands to that of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Bit for bit.
+    Same,
+    /// Equal after exact widening; the element types differ.
+    SameValues,
+    /// Elements differ: in their bits, or across types in their widened bits (zeros of two signs do, by 0).
+    Differs {
+        /// Largest `|a - b|`; infinite between a NaN and a number.
+        #[serde(serialize_with = "number_or_name")]
+        max_abs: f64,
+        /// Largest `|a - b| / max(|a|, |b|)`.
+        #[serde(serialize_with = "number_or_name")]
+        max_rel: f64,
+        /// Index of the first that differs, counted in C order of the canonical layout; see [`index_of`].
+        first: u64,
+        /// How many differ.
+        count: u64,
+        /// How many there are.
+        elements: u64,
+    },
+    /// The right side has none.
+    OnlyLeft,
+    /// The left side has none.
+    OnlyRight,
+    /// Different shapes; their elements are not compared.
+    Shape,
+}
+
+/// One canonical tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Canonical name.
+    pub name: String,
+    /// The left side's.
+    pub left: Option<Described>,
+    /// The right side's.
+    pub right: Option<Described>,
+    /// What came out.
+    pub verdict: Verdict,
+}
+
+/// The one or the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The first that was named.
+    Left,
+    /// The second.
+    Right,
+}
+
+/// Something of one side that no comparison covers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Note {
+    /// Whose it is.
+    pub side: Side,
+    /// Its name there.
+    pub name: String,
+    /// Why it was not compared.
+    pub reason: String,
+}
+
+/// What comparing two checkpoints gave.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Diff {
+    /// Every canonical tensor of either side, sorted by name.
+    pub tensors: Vec<Difference>,
+    /// The left side's model, where it is a whole one.
+    pub left_model: Option<String>,
+    /// The right side's.
+    pub right_model: Option<String>,
+    /// Arrays that were not compared: tied copies, fillers, what is no part of the chosen tree.
+    pub notes: Vec<Note>,
+}
+
+/// How many tensors had which verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Tally {
+    pub same: usize,
+    pub same_values: usize,
+    pub differs: usize,
+    pub only_left: usize,
+    pub only_right: usize,
+    pub shape: usize,
+}
+
+impl Diff {
+    /// How many tensors had which verdict.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for tensor in &self.tensors {
+            *match tensor.verdict {
+                Verdict::Same => &mut tally.same,
+                Verdict::SameValues => &mut tally.same_values,
+                Verdict::Differs { .. } => &mut tally.differs,
+                Verdict::OnlyLeft => &mut tally.only_left,
+                Verdict::OnlyRight => &mut tally.only_right,
+                Verdict::Shape => &mut tally.shape,
+            } += 1;
+        }
+        tally
+    }
+
+    /// Has every tensor the same values on both sides, element types aside?
+    pub fn same_values(&self) -> bool {
+        self.tensors.iter().all(|t| matches!(t.verdict, Verdict::Same | Verdict::SameValues))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Same => f.write_str("same"),
+            Verdict::SameValues => f.write_str("same values, other type"),
+            Verdict::OnlyLeft => f.write_str("only left"),
+            Verdict::OnlyRight => f.write_str("only right"),
+            Verdict::Shape => f.write_str("shapes differ"),
+            Verdict::Differs { max_abs, max_rel, first, count, elements } => write!(
+                f,
+                "{count} of {elements} differ, by at most {max_abs:.3e} (relative {max_rel:.3e}), the first at {first}"
+            ),
+        }
+    }
+}
+
+/// A flat index in C order as one index along each axis.
+pub fn index_of(shape: &[u64], flat: u64) -> Vec<u64> {
+    let mut rest = flat;
+    let mut index: Vec<u64> = shape
+        .iter()
+        .rev()
+        .map(|n| {
+            let i = rest % (*n).max(1);
+            rest /= (*n).max(1);
+            i
+        })
+        .collect();
+    index.reverse();
+    index
+}
+
+/// Compares two checkpoints. `progress` hears bytes done and bytes in all, both sides together, from several threads.
+///
+/// # Errors
+/// Names that no row of the map knows, head counts that nothing tells, broken files, no room for the scratch.
+pub fn diff(
+    left: &Opened,
+    left_scheme: &Scheme,
+    right: &Opened,
+    right_scheme: &Scheme,
+    options: &DiffOptions,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Diff> {
+    let map = Map::pi0();
+    let (left_plan, right_plan) = plans(&map, (left, left_scheme), (right, right_scheme), options)?;
+    let sides = [Part::new(left, &left_plan), Part::new(right, &right_plan)];
+    let mut tensors = listed(&sides);
+    let pairs = pairs(&sides, &tensors);
+    let total = pairs.iter().map(|p| sides[0].bytes(p.left) + sides[1].bytes(p.right)).sum();
+    let meter = Meter { done: AtomicU64::new(0), total, tell: progress };
+    let mut groups = groups(&sides, &pairs);
+    // Largest first: what needs most room fails first.
+    groups.sort_by_key(|g| (std::cmp::Reverse(g.iter().map(|i| sides[0].bytes(pairs[*i].left)).sum::<u64>()), g[0]));
+    let same = alike::same(&sides, &pairs, &groups, options.threads, &meter)?;
+    let rest: Vec<Vec<usize>> = groups.into_iter().zip(&same).filter(|(_, same)| !**same).map(|(g, _)| g).collect();
+    let found = moved(&sides, &pairs, &rest, options, &meter)?;
+    for (i, pair) in pairs.iter().enumerate() {
+        let dtype = |side: usize, output: usize| sides[side].plan.outputs[output].tensor.dtype;
+        let elements = left_plan.outputs[pair.left].tensor.len();
+        tensors[pair.tensor].verdict = match found.get(&i) {
+            Some(found) if found.compared != elements => {
+                bail!("{}: {} of its {elements} elements came to be compared", tensors[pair.tensor].name, found.compared)
+            }
+            Some(Found { count, max_abs, max_rel, first, .. }) if *count > 0 => Verdict::Differs {
+                max_abs: *max_abs,
+                max_rel: *max_rel,
+                first: *first,
+                count: *count,
+                elements,
+            },
+            _ if dtype(0, pair.left) == dtype(1, pair.right) => Verdict::Same,
+            _ => Verdict::SameValues,
+        };
+    }
+    Ok(Diff {
+        tensors,
+        left_model: left_plan.model.clone(),
+        right_model: right_plan.model.clone(),
+        notes: [notes(Side::Left, &sides[0]), notes(Side::Right, &sides[1])].concat(),
+    })
+}
+
+/// A checkpoint with its plan.
+struct Part<'a> {
+    opened: &'a Opened,
+    plan: &'a Plan,
+    /// Outputs by name.
+    outputs: BTreeMap<&'a str, usize>,
+    /// Sources of each output.
+    sources: Vec<Vec<usize>>,
+}
+
+/// A tensor that both have in one shape.
+struct Pair {
+    /// Where it stands in the list.
+    tensor: usize,
+    left: usize,
+    right: usize,
+}
+
+impl<'a> Part<'a> {
+    fn new(opened: &'a Opened, plan: &'a Plan) -> Self {
+        let outputs = plan.outputs.iter().enumerate().map(|(i, o)| (o.tensor.name.as_str(), i)).collect();
+        let mut sources = vec![vec![]; plan.outputs.len()];
+        for m in &plan.moves {
+            let known: &mut Vec<usize> = &mut sources[m.output];
+            if known.last() != Some(&m.source) {
+                known.push(m.source);
+            }
+        }
+        Part { opened, plan, outputs, sources }
+    }
+
+    fn bytes(&self, output: usize) -> u64 {
+        self.plan.outputs[output].tensor.bytes()
+    }
+
+    fn describe(&self, name: &str) -> Option<Described> {
+        let output = *self.outputs.get(name)?;
+        let tensor = &self.plan.outputs[output].tensor;
+        let sources = self.sources[output].iter().map(|s| self.opened.tensors[*s].name.clone()).collect();
+        Some(Described { shape: tensor.shape.clone(), dtype: tensor.dtype.name(), sources })
+    }
+}
+
+/// Progress, told every few megabytes.
+struct Meter<'a> {
+    done: AtomicU64,
+    total: u64,
+    tell: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl Meter<'_> {
+    fn add(&self, bytes: u64) {
+        const STEP: u64 = 4 << 20;
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        if before / STEP != (before + bytes) / STEP || before + bytes == self.total {
+            (self.tell)((before + bytes).min(self.total), self.total);
+        }
+    }
+}
+
+/// Plans both sides. Head counts that the one tells (in its metadata or by its shapes) serve the other.
+fn plans(
+    map: &Map,
+    left: (&Opened, &Scheme),
+    right: (&Opened, &Scheme),
+    options: &DiffOptions,
+) -> Result<(Plan, Plan)> {
+    type Heads = BTreeMap<(String, Letter), u64>;
+    let burn = map.scheme("burn").context("the map has no canonical scheme")?;
+    let plan = |(opened, scheme): (&Opened, &Scheme), heads: &Heads| {
+        let options = Options { part: true, heads: heads.clone(), lora: Lora::Keep, ..Options::default() };
+        Plan::new(map, &opened.tensors, scheme, burn, &options)
+    };
+    let told = |opened: &Opened| -> Heads {
+        let own = opened.own_anatomy().map(|anatomy| anatomy.heads()).unwrap_or_default();
+        options.heads.clone().into_iter().chain(own).collect()
+    };
+    let found = |plan: &Result<Plan, Refused>| -> Heads {
+        let Ok(plan) = plan else { return Heads::new() };
+        let letters = [("img", 'N'), ("llm", 'N'), ("llm", 'K')];
+        let size = |(zone, letter): (&str, Letter)| Some(((zone.to_owned(), letter), plan.sizes.get(zone, None, letter)?));
+        letters.into_iter().filter_map(size).collect()
+    };
+    let (left_told, right_told) = (told(left.0), told(right.0));
+    let (left_alone, right_alone) = (plan(left, &left_told), plan(right, &right_told));
+    let with = |own: &Heads, other: &Heads, seen: Heads| -> Heads {
+        let mut all = seen;
+        all.extend(other.clone());
+        all.extend(own.clone());
+        all
+    };
+    // Where the other's heads do not fit, a side is planned by its own alone.
+    let better = plan(left, &with(&left_told, &right_told, found(&right_alone)));
+    let left_plan = better.or(left_alone).with_context(|| left.0.path.display().to_string())?;
+    let better = plan(right, &with(&right_told, &left_told, found(&Ok(left_plan.clone()))));
+    let right_plan = better.or(right_alone).with_context(|| right.0.path.display().to_string())?;
+    Ok((left_plan, right_plan))
+}
+
+/// Every name of either side; those in one shape are `Same` until something is found.
+fn listed(sides: &[Part<'_>; 2]) -> Vec<Difference> {
+    let mut names: Vec<&str> = sides.iter().flat_map(|s| s.outputs.keys().copied()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let difference = |name: &str| {
+        let (left, right) = (sides[0].describe(name), sides[1].describe(name));
+        let verdict = match (&left, &right) {
+            (Some(_), None) => Verdict::OnlyLeft,
+            (None, _) => Verdict::OnlyRight,
+            (Some(l), Some(r)) if l.shape != r.shape => Verdict::Shape,
+            _ => Verdict::Same,
+        };
+        Difference { name: name.to_owned(), left, right, verdict }
+    };
+    names.into_iter().map(difference).collect()
+}
+
+fn pairs(sides: &[Part<'_>; 2], tensors: &[Difference]) -> Vec<Pair> {
+    let compared = tensors.iter().enumerate().filter(|(_, t)| t.verdict == Verdict::Same);
+    let pair = |(tensor, t): (usize, &Difference)| {
+        let output = |side: &Part<'_>| side.outputs.get(t.name.as_str()).copied();
+        Some(Pair { tensor, left: output(&sides[0])?, right: output(&sides[1])? })
+    };
+    compared.filter_map(pair).collect()
+}
+
+/// Pairs that share a source on either side, directly or through others.
+fn groups(sides: &[Part<'_>; 2], pairs: &[Pair]) -> Vec<Vec<usize>> {
+    let mut parent: Vec<usize> = (0..pairs.len()).collect();
+    fn root(parent: &mut [usize], mut i: usize) -> usize {
+        while parent[i] != i {
+            parent[i] = parent[parent[i]];
+            i = parent[i];
+        }
+        i
+    }
+    for (n, side) in sides.iter().enumerate() {
+        let mut first: BTreeMap<usize, usize> = BTreeMap::new();
+        for (i, pair) in pairs.iter().enumerate() {
+            for source in &side.sources[[pair.left, pair.right][n]] {
+                let other = *first.entry(*source).or_insert(i);
+                let (a, b) = (root(&mut parent, i), root(&mut parent, other));
+                parent[a.max(b)] = a.min(b);
+            }
+        }
+    }
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for i in 0..pairs.len() {
+        groups.entry(root(&mut parent, i)).or_default().push(i);
+    }
+    groups.into_values().collect()
+}
+
+/// Compares through a scratch; what was found for each pair. `groups` are sorted, largest first.
+fn moved(
+    sides: &[Part<'_>; 2],
+    pairs: &[Pair],
+    groups: &[Vec<usize>],
+    options: &DiffOptions,
+    meter: &Meter<'_>,
+) -> Result<BTreeMap<usize, Found>> {
+    let stop = AtomicBool::new(false);
+    let settings = Settings::threads(options.threads);
+    let [left, right] = sides.each_ref().map(|side| {
+        Mover::new(side.plan, &*side.opened.source, &side.opened.arrays, None, settings.clone(), &stop)
+    });
+    let mut all = BTreeMap::new();
+    let mut at = 0;
+    while at < groups.len() {
+        let bytes = |group: &Vec<usize>| group.iter().map(|i| sides[0].bytes(pairs[*i].left)).sum::<u64>();
+        let mut sum = bytes(&groups[at]);
+        let limit = if sum > options.memory_bytes { SCRATCH_BYTES } else { options.memory_bytes };
+        let mut end = at + 1;
+        while end < groups.len() && sum.saturating_add(bytes(&groups[end])) <= limit {
+            sum += bytes(&groups[end]);
+            end += 1;
+        }
+        let batch: Vec<usize> = groups[at..end].concat();
+        at = end;
+
+        let mut sizes = vec![None; sides[0].plan.outputs.len()];
+        let mut wanted: Vec<Option<Wanted>> = sides[1].plan.outputs.iter().map(|_| None).collect();
+        for i in &batch {
+            sizes[pairs[*i].left] = Some(sides[0].bytes(pairs[*i].left));
+            wanted[pairs[*i].right] = Some(Wanted { left: pairs[*i].left, found: Mutex::new(Found::default()) });
+        }
+        let scratch = Scratch::new(&sizes, options.memory_bytes, &options.scratch)?;
+        let room = || format!("comparing needs {sum} bytes of scratch in {}", options.scratch.display());
+        left.run(&left.units(|o| sizes[o].is_some()), &Metered { sink: &scratch, meter, sizes: &sizes })
+            .with_context(|| format!("{}; {}", sides[0].opened.path.display(), room()))?;
+        let comparing = Comparing { scratch: &scratch, plans: [sides[0].plan, sides[1].plan], wanted: &wanted, meter };
+        right
+            .run(&right.units(|o| wanted[o].is_some()), &comparing)
+            .with_context(|| sides[1].opened.path.display().to_string())?;
+        for i in batch {
+            if let Some(wanted) = &wanted[pairs[i].right] {
+                all.insert(i, *wanted.found.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Counts what goes into the scratch.
+struct Metered<'a> {
+    sink: &'a Scratch,
+    meter: &'a Meter<'a>,
+    sizes: &'a [Option<u64>],
+}
+
+impl Sink for Metered<'_> {
+    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> remap::Result<()> {
+        if self.sizes[output].is_some() {
+            self.meter.add(bytes.len() as u64);
+        }
+        self.sink.write(output, offset, bytes)
+    }
+}
+
+/// An output of the right side that is compared.
+struct Wanted {
+    left: usize,
+    found: Mutex<Found>,
+}
+
+/// Compares what it is given with what the scratch has.
+struct Comparing<'a> {
+    scratch: &'a Scratch,
+    plans: [&'a Plan; 2],
+    wanted: &'a [Option<Wanted>],
+    meter: &'a Meter<'a>,
+}
+
+impl Sink for Comparing<'_> {
+    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> remap::Result<()> {
+        let Some(wanted) = &self.wanted[output] else { return Ok(()) };
+        let dtype = |plan: &Plan, output: usize| -> Dtype { plan.outputs[output].tensor.dtype };
+        let (left, right) = (dtype(self.plans[0], wanted.left), dtype(self.plans[1], output));
+        let (at, elements) = (offset / right.size() as u64, bytes.len() / right.size());
+        let (start, length) = (at * left.size() as u64, elements * left.size());
+        let found = self.scratch.with(wanted.left, start, length, |there| compare((left, there), (right, bytes), at))?;
+        wanted.found.lock().unwrap_or_else(PoisonError::into_inner).add(found);
+        self.meter.add(bytes.len() as u64);
+        Ok(())
+    }
+}
+
+fn notes(side: Side, part: &Part<'_>) -> Vec<Note> {
+    let note = |name: &str, reason: &str| Note { side, name: name.to_owned(), reason: reason.to_owned() };
+    let dropped = part.opened.tensors.iter().zip(&part.plan.fates).filter_map(|(tensor, fate)| match fate {
+        Fate::Dropped(reason) => Some(note(&tensor.name, reason)),
+        Fate::Moved(_) | Fate::Merged(_) => None,
+    });
+    let left_out = part.opened.left_out.iter().map(|l| note(&l.name, &l.reason));
+    let mut notes: Vec<Note> = dropped.chain(left_out).collect();
+    notes.sort();
+    notes
+}
+
+/// JSON has no infinity: it is written by its name.
+fn number_or_name<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_str(&value.to_string()) }
+}
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;
