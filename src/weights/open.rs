@@ -97,8 +97,7 @@ impl Opened {
                 bail!("{}: an npz has no items and no training state; leave --item and --weights out", path.display());
             }
             let npz = Npz::open(path).with_context(|| path.display().to_string())?;
-            let _ = npz;
-            bail!("stub");
+            return Ok(Self::plain(path, "npz", Box::new(npz)));
         }
         if is_safetensors(path) {
             if choice.item.is_some() || choice.weights != Weights::Ema {
@@ -142,13 +141,7 @@ impl Opened {
             (_, None | Some("train_state")) => Some("train_state"),
             (_, Some(other)) => bail!("--weights reads the item train_state, not {other}; leave --item out"),
         };
-        let location = match Ok::<_, orbax::Error>(orbax::Location {
-            dir: path.to_owned(),
-            item: None,
-            step: None,
-            assets: None,
-            taken: "stub".into(),
-        }) {
+        let location = match orbax::locate(path, item) {
             // `params` was named; what else belongs to its step stands beside it.
             Err(_) if item == Some("train_state") && path.parent().is_some_and(|p| p.join("train_state").is_dir()) => {
                 orbax::locate(path.parent().unwrap_or(path), item)?
