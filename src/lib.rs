@@ -1,9 +1,11 @@
 //! pi0-burn: Physical Intelligence's pi0 models out of Python.
 //!
 //! The rooms, in reading order:
+//! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
 //! - [`weights`]: checkpoints opened, understood, converted, compared. Nothing is written before all that can be
 //!   refused is refused.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
 
+pub mod cache;
 pub mod cli;
 pub mod weights;

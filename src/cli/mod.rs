@@ -1,1 +1,67 @@
-//! The `pi0` command.
+//! The `pi0` command: one file a verb, one mouth ([`output`]).
+//!
+//! Exit codes: 0 done, 1 done and the answer is no, 2 could not.
+
+pub mod convert;
+mod diff;
+mod fetch;
+pub mod inspect;
+pub mod output;
+mod raw;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Mouth;
+
+/// Physical Intelligence's pi0 models out of Python.
+#[derive(Debug, Parser)]
+#[command(name = "pi0", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Convert a checkpoint: Orbax, safetensors or npz in; safetensors, an Orbax folder, a LeRobot folder out
+    Convert(Box<convert::Args>),
+    /// Tell what a checkpoint is, list what is in it, or compare two
+    Inspect(Box<inspect::Args>),
+}
+
+/// An answer: done, or done and it is no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Exit code 0.
+    Yes,
+    /// Exit code 1.
+    No,
+}
+
+/// Runs a verb and turns its result into words and an exit code.
+pub fn run(cli: Cli) -> ExitCode {
+    let (mouth, result) = match cli.verb {
+        Verb::Convert(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = convert::run(*args, &mouth);
+            (mouth, result)
+        }
+        Verb::Inspect(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = inspect::run(*args, &mouth);
+            (mouth, result)
+        }
+    };
+    match result {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) => {
+            mouth.error(&error);
+            ExitCode::from(2)
+        }
+    }
+}

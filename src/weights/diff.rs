@@ -22,6 +22,7 @@ use orbax::Dtype;
 use remap::{Fate, Letter, Lora, Map, Mover, Options, Plan, Refused, Scheme, Settings, Sink};
 use serde::{Serialize, Serializer};
 
+use super::convert::Progress;
 use super::open::Opened;
 use super::scratch::Scratch;
 use compare::{Found, compare};
@@ -205,7 +206,7 @@ pub fn index_of(shape: &[u64], flat: u64) -> Vec<u64> {
     index
 }
 
-/// Compares two checkpoints. `progress` hears bytes done and bytes in all, both sides together, from several threads.
+/// Compares two checkpoints of the pi0 family. Progress is in decoded bytes of both sides.
 ///
 /// # Errors
 /// Names that no row of the map knows, head counts that nothing tells, broken files, no room for the scratch.
@@ -215,15 +216,34 @@ pub fn diff(
     right: &Opened,
     right_scheme: &Scheme,
     options: &DiffOptions,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Diff> {
     let map = Map::pi0();
     let (left_plan, right_plan) = plans(&map, (left, left_scheme), (right, right_scheme), options)?;
-    let sides = [Part::new(left, &left_plan), Part::new(right, &right_plan)];
+    planned((left, &left_plan), (right, &right_plan), options, progress)
+}
+
+/// Compares two sets of arrays of any kind, each under its own name and in its own layout.
+///
+/// # Errors
+/// As [`diff`], names aside.
+pub fn diff_as_is(left: &Opened, right: &Opened, options: &DiffOptions, progress: &dyn Progress) -> Result<Diff> {
+    let plan = |side: &Opened| Plan::as_is(&side.tensors, None).with_context(|| side.path.display().to_string());
+    planned((left, &plan(left)?), (right, &plan(right)?), options, progress)
+}
+
+fn planned(
+    (left, left_plan): (&Opened, &Plan),
+    (right, right_plan): (&Opened, &Plan),
+    options: &DiffOptions,
+    progress: &dyn Progress,
+) -> Result<Diff> {
+    let sides = [Part::new(left, left_plan), Part::new(right, right_plan)];
     let mut tensors = listed(&sides);
     let pairs = pairs(&sides, &tensors);
     let total = pairs.iter().map(|p| sides[0].bytes(p.left) + sides[1].bytes(p.right)).sum();
-    let meter = Meter { done: AtomicU64::new(0), total, tell: progress };
+    progress.phase("comparing", total);
+    let meter = Meter { done: AtomicU64::new(0), total, progress };
     let mut groups = groups(&sides, &pairs);
     // Largest first: what needs most room fails first.
     groups.sort_by_key(|g| (std::cmp::Reverse(g.iter().map(|i| sides[0].bytes(pairs[*i].left)).sum::<u64>()), g[0]));
@@ -235,15 +255,15 @@ pub fn diff(
         let elements = left_plan.outputs[pair.left].tensor.len();
         tensors[pair.tensor].verdict = match found.get(&i) {
             Some(found) if found.compared != elements => {
-                bail!("{}: {} of its {elements} elements came to be compared", tensors[pair.tensor].name, found.compared)
+                bail!(
+                    "{}: {} of its {elements} elements came to be compared",
+                    tensors[pair.tensor].name,
+                    found.compared
+                )
             }
-            Some(Found { count, max_abs, max_rel, first, .. }) if *count > 0 => Verdict::Differs {
-                max_abs: *max_abs,
-                max_rel: *max_rel,
-                first: *first,
-                count: *count,
-                elements,
-            },
+            Some(Found { count, max_abs, max_rel, first, .. }) if *count > 0 => {
+                Verdict::Differs { max_abs: *max_abs, max_rel: *max_rel, first: *first, count: *count, elements }
+            }
             _ if dtype(0, pair.left) == dtype(1, pair.right) => Verdict::Same,
             _ => Verdict::SameValues,
         };
@@ -252,7 +272,7 @@ pub fn diff(
         tensors,
         left_model: left_plan.model.clone(),
         right_model: right_plan.model.clone(),
-        notes: [notes(Side::Left, &sides[0]), notes(Side::Right, &sides[1])].concat(),
+        notes: [notes(Side::Left, &sides[0])?, notes(Side::Right, &sides[1])?].concat(),
     })
 }
 
@@ -303,7 +323,7 @@ impl<'a> Part<'a> {
 struct Meter<'a> {
     done: AtomicU64,
     total: u64,
-    tell: &'a (dyn Fn(u64, u64) + Sync),
+    progress: &'a dyn Progress,
 }
 
 impl Meter<'_> {
@@ -311,7 +331,7 @@ impl Meter<'_> {
         const STEP: u64 = 4 << 20;
         let before = self.done.fetch_add(bytes, Ordering::Relaxed);
         if before / STEP != (before + bytes) / STEP || before + bytes == self.total {
-            (self.tell)((before + bytes).min(self.total), self.total);
+            self.progress.at(before + bytes);
         }
     }
 }
@@ -336,7 +356,8 @@ fn plans(
     let found = |plan: &Result<Plan, Refused>| -> Heads {
         let Ok(plan) = plan else { return Heads::new() };
         let letters = [("img", 'N'), ("llm", 'N'), ("llm", 'K')];
-        let size = |(zone, letter): (&str, Letter)| Some(((zone.to_owned(), letter), plan.sizes.get(zone, None, letter)?));
+        let size =
+            |(zone, letter): (&str, Letter)| Some(((zone.to_owned(), letter), plan.sizes.get(zone, None, letter)?));
         letters.into_iter().filter_map(size).collect()
     };
     let (left_told, right_told) = (told(left.0), told(right.0));
@@ -419,9 +440,9 @@ fn moved(
 ) -> Result<BTreeMap<usize, Found>> {
     let stop = AtomicBool::new(false);
     let settings = Settings::threads(options.threads);
-    let [left, right] = sides.each_ref().map(|side| {
-        Mover::new(side.plan, &*side.opened.source, &side.opened.arrays, None, settings.clone(), &stop)
-    });
+    let [left, right] = sides
+        .each_ref()
+        .map(|side| Mover::new(side.plan, &*side.opened.source, &side.opened.arrays, None, settings.clone(), &stop));
     let mut all = BTreeMap::new();
     let mut at = 0;
     while at < groups.len() {
@@ -496,23 +517,31 @@ impl Sink for Comparing<'_> {
         let (left, right) = (dtype(self.plans[0], wanted.left), dtype(self.plans[1], output));
         let (at, elements) = (offset / right.size() as u64, bytes.len() / right.size());
         let (start, length) = (at * left.size() as u64, elements * left.size());
-        let found = self.scratch.with(wanted.left, start, length, |there| compare((left, there), (right, bytes), at))?;
+        let found =
+            self.scratch.with(wanted.left, start, length, |there| compare((left, there), (right, bytes), at))?;
         wanted.found.lock().unwrap_or_else(PoisonError::into_inner).add(found);
         self.meter.add(bytes.len() as u64);
         Ok(())
     }
 }
 
-fn notes(side: Side, part: &Part<'_>) -> Vec<Note> {
-    let note = |name: &str, reason: &str| Note { side, name: name.to_owned(), reason: reason.to_owned() };
-    let dropped = part.opened.tensors.iter().zip(&part.plan.fates).filter_map(|(tensor, fate)| match fate {
-        Fate::Dropped(reason) => Some(note(&tensor.name, reason)),
-        Fate::Moved(_) | Fate::Merged(_) => None,
-    });
-    let left_out = part.opened.left_out.iter().map(|l| note(&l.name, &l.reason));
-    let mut notes: Vec<Note> = dropped.chain(left_out).collect();
+/// What of a side was not compared. A tied copy is held against the tensor that it repeats.
+fn notes(side: Side, part: &Part<'_>) -> Result<Vec<Note>> {
+    let Opened { tensors, arrays, source, left_out, .. } = part.opened;
+    let mut notes = vec![];
+    for (i, fate) in part.plan.fates.iter().enumerate() {
+        let Fate::Dropped(reason) = fate else { continue };
+        let mut reason = reason.clone();
+        let owner = reason.strip_prefix("tied: repeats ").and_then(|own| tensors.iter().position(|t| t.name == own));
+        if let Some(owner) = owner {
+            let same = super::same_array(&**source, arrays[i], arrays[owner])?;
+            reason += if same { ", bit for bit" } else { ", or should: their bytes differ" };
+        }
+        notes.push(Note { side, name: tensors[i].name.clone(), reason });
+    }
+    notes.extend(left_out.iter().map(|l| Note { side, name: l.name.clone(), reason: l.reason.clone() }));
     notes.sort();
-    notes
+    Ok(notes)
 }
 
 /// JSON has no infinity: it is written by its name.

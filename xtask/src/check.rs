@@ -25,8 +25,12 @@ const TEST: Step = Step {
     environment: &[],
     hint: "the failing tests are named above",
 };
-const FORMAT: Step =
-    Step { what: "formatting", cargo: &["fmt", "--all", "--check"], environment: &[], hint: "run `cargo fmt --all`" };
+const FORMAT: Step = Step {
+    what: "formatting",
+    cargo: &["fmt", "--all", "--check", "--", "--color", "never"],
+    environment: &[],
+    hint: "run `cargo fmt --all`",
+};
 const LINT: Step = Step {
     what: "lints",
     cargo: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],

@@ -3,13 +3,14 @@
 //! - [`check`]: everything a change must pass, in the order and with the flags CI uses
 //! - [`tidy`]: the house rules that a machine can hold: arrows between rooms, sizes, names, heads, tours
 //! - [`synth`]: full-size checkpoints with weights that any language can regenerate bit for bit
-//! - [`bench`]: what a verb costs, beside what the machine itself needs for the same bytes
+//! - [`mod@bench`]: what a verb costs, beside what the machine itself needs for the same bytes
 //!
 //! Invariant: nothing here is shipped; no room depends on this one.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod check;
+mod parallel;
 mod procedural;
 mod synth;
 mod tidy;

@@ -9,11 +9,17 @@
 //! ```
 //!
 //! so `u` has variance 1 and `scale` is a gain over √fan_in. bf16 is `w` rounded to nearest even.
-//! Invariant: the same bits everywhere; `golden/procedural/` holds check values recorded from JAX runs of these weights.
+//! Invariant: the same bits everywhere. `golden/procedural/` holds check values recorded from JAX runs of these
+//! weights; `cargo xtask synth --check` adds up every value of a published size.
 
+pub(crate) mod recording;
 pub(crate) mod tree;
 
 use half::bf16;
+use orbax::Dtype;
+
+/// Bytes worth generating at a time: they fit a second-level cache.
+pub(crate) const BUFFER_BYTES: usize = 1 << 20;
 
 /// SplitMix64's increment and multipliers (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 const INCREMENT: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -71,22 +77,41 @@ impl Leaf {
         }
     }
 
-    /// As [`Leaf::fill`], as little-endian f32 bytes; `bytes` is a whole number of values.
-    pub(crate) fn fill_f32(&self, first: u64, values: &mut Vec<f32>, bytes: &mut [u8]) {
-        values.resize(bytes.len() / 4, 0.0);
-        self.fill(first, values);
-        for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(4)) {
-            bytes.copy_from_slice(&value.to_le_bytes());
+    /// As [`Leaf::fill`], as little-endian bytes: bf16 rounded to nearest even for [`Dtype::Bf16`], else f32.
+    /// `bytes` is a whole number of values; `values` is room to work in, kept by the caller.
+    pub(crate) fn fill_bytes(&self, dtype: Dtype, first: u64, values: &mut Vec<f32>, bytes: &mut [u8]) {
+        if dtype == Dtype::Bf16 {
+            values.resize(bytes.len() / 2, 0.0);
+            self.fill(first, values);
+            for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(2)) {
+                bytes.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
+            }
+        } else {
+            values.resize(bytes.len() / 4, 0.0);
+            self.fill(first, values);
+            for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(4)) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
         }
     }
 
-    /// As [`Leaf::fill`], as little-endian bf16 bytes, rounded to nearest even; `bytes` is a whole number of values.
-    pub(crate) fn fill_bf16(&self, first: u64, values: &mut Vec<f32>, bytes: &mut [u8]) {
-        values.resize(bytes.len() / 2, 0.0);
-        self.fill(first, values);
-        for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(2)) {
-            bytes.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
+    /// The wrapping 32-bit sum of the bit patterns of `len` values from `first` on.
+    pub(crate) fn sum(&self, dtype: Dtype, first: u64, len: u64) -> u32 {
+        let mut values = vec![0.0; BUFFER_BYTES / size_of::<f32>()];
+        let (mut sum, mut done) = (0u32, 0);
+        while done < len {
+            let count = (len - done).min(values.len() as u64);
+            let part = &mut values[..count as usize];
+            self.fill(first + done, part);
+            sum = part.iter().fold(sum, |sum, value| {
+                sum.wrapping_add(match dtype {
+                    Dtype::Bf16 => u32::from(bf16::from_f32(*value).to_bits()),
+                    _ => value.to_bits(),
+                })
+            });
+            done += count;
         }
+        sum
     }
 }
 

@@ -6,22 +6,18 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use orbax::{CheckpointWriter, Dtype, Key, NewArray, WriteOptions};
-use serde::Deserialize;
 
-use crate::procedural::{Leaf, tree};
+use crate::parallel::side_by_side;
+use crate::procedural::recording::{self, MODELS, Recorded};
+use crate::procedural::{BUFFER_BYTES, Leaf, tree};
 
-/// The models with a description in `configs/model/` and a recording in `golden/procedural/`, each also as `tiny_…`.
-pub(crate) const MODELS: [&str; 3] = ["pi0", "pi05", "pi0_fast"];
-
-/// Bytes generated at a time: fits a second-level cache.
-const BUFFER_BYTES: usize = 1 << 20;
 /// Values of a leaf that `--check` gives to a thread at a time.
 const SPAN: u64 = 1 << 24;
 /// As Orbax compresses.
@@ -71,45 +67,6 @@ impl Element {
     }
 }
 
-/// Check values of one leaf, as `golden/procedural/` has them: bit patterns in hexadecimal.
-#[derive(Deserialize)]
-pub(crate) struct Recorded {
-    pub(crate) name: String,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests compare it"))]
-    pub(crate) shape: Vec<u64>,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests compare it"))]
-    pub(crate) seed: String,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests compare it"))]
-    pub(crate) scale: String,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests compare it"))]
-    pub(crate) offset: f32,
-    pub(crate) f32: Values,
-    pub(crate) bf16: Values,
-}
-
-/// Some values of a leaf, and the wrapping sum of the bit patterns of all.
-#[derive(Deserialize)]
-#[cfg_attr(not(test), expect(dead_code, reason = "the tests compare all of it"))]
-pub(crate) struct Values {
-    pub(crate) first: Vec<String>,
-    pub(crate) last: Vec<String>,
-    pub(crate) mid: String,
-    pub(crate) sum: u32,
-}
-
-/// A file of `golden/procedural/`.
-#[derive(Deserialize)]
-pub(crate) struct Recording {
-    pub(crate) leaves: Vec<Recorded>,
-}
-
-/// Reads the check values of a model.
-pub(crate) fn recording(root: &Path, model: &str) -> Result<Recording> {
-    let path = root.join("golden/procedural").join(model).with_extension("json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is not of its form", path.display()))
-}
-
 /// Writes or checks; false if a check found a difference.
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     let model = format!("{}{}", if arguments.tiny { "tiny_" } else { "" }, arguments.model);
@@ -133,7 +90,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
         );
         return Ok(true);
     }
-    let recorded = recording(root, &model)?.leaves;
+    let recorded = recording::read(root, &model)?;
     let wrong = check(&leaves, &recorded, arguments.dtype.dtype(), threads)?;
     for name in &wrong {
         println!("{name}: the sum of its bit patterns is not the recorded one");
@@ -174,7 +131,7 @@ fn write(leaves: &[Leaf], out: &Path, dtype: Dtype, value_suffix: bool, options:
             while done < len {
                 let count = (len - done).min((BUFFER_BYTES / dtype.size()) as u64);
                 let part = &mut buffer[..count as usize * dtype.size()];
-                generate(&leaves[*array], dtype, first + done, &mut values, part);
+                leaves[*array].fill_bytes(dtype, first + done, &mut values, part);
                 sink.write_all(part)?;
                 bar.inc(part.len() as u64);
                 done += count;
@@ -197,13 +154,6 @@ fn new_array(leaf: &Leaf, dtype: Dtype, value_suffix: bool) -> NewArray {
     }
 }
 
-fn generate(leaf: &Leaf, dtype: Dtype, first: u64, values: &mut Vec<f32>, bytes: &mut [u8]) {
-    match dtype {
-        Dtype::Bf16 => leaf.fill_bf16(first, values, bytes),
-        _ => leaf.fill_f32(first, values, bytes),
-    }
-}
-
 /// The names of the leaves whose sums are not those recorded.
 fn check(leaves: &[Leaf], recorded: &[Recorded], dtype: Dtype, threads: usize) -> Result<Vec<String>> {
     ensure!(
@@ -222,7 +172,7 @@ fn check(leaves: &[Leaf], recorded: &[Recorded], dtype: Dtype, threads: usize) -
     let bar = progress(leaves.iter().map(Leaf::len).sum::<u64>() * dtype.size() as u64);
     side_by_side(threads, &spans, |(index, first, len)| {
         // `fetch_add` wraps, as the sum does.
-        sums[*index].fetch_add(summed(&leaves[*index], dtype, *first, *len), Ordering::Relaxed);
+        sums[*index].fetch_add(leaves[*index].sum(dtype, *first, *len), Ordering::Relaxed);
         bar.inc(len * dtype.size() as u64);
         Ok(())
     })?;
@@ -236,47 +186,6 @@ fn check(leaves: &[Leaf], recorded: &[Recorded], dtype: Dtype, threads: usize) -
         })
         .map(|(recorded, _)| recorded.name.clone())
         .collect())
-}
-
-/// The wrapping 32-bit sum of the bit patterns of `len` values from `first` on.
-pub(crate) fn summed(leaf: &Leaf, dtype: Dtype, first: u64, len: u64) -> u32 {
-    let (mut values, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
-    let (mut sum, mut done) = (0u32, 0);
-    while done < len {
-        let count = (len - done).min((BUFFER_BYTES / dtype.size()) as u64);
-        let part = &mut buffer[..count as usize * dtype.size()];
-        generate(leaf, dtype, first + done, &mut values, part);
-        let patterns = part.chunks_exact(dtype.size());
-        sum = match dtype {
-            Dtype::Bf16 => patterns.fold(sum, |sum, b| sum.wrapping_add(u32::from(u16::from_le_bytes([b[0], b[1]])))),
-            _ => patterns.fold(sum, |sum, b| sum.wrapping_add(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        };
-        done += count;
-    }
-    sum
-}
-
-/// Does `work` on every job, `threads` at a time, in order of the list; the first error stops the rest.
-pub(crate) fn side_by_side<T: Sync>(threads: usize, jobs: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let worker = || -> Result<()> {
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = work(job) {
-                next.store(jobs.len(), Ordering::Relaxed);
-                return Err(error);
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(jobs.len())).map(|_| scope.spawn(worker)).collect();
-        let mut result = Ok(());
-        for worker in workers {
-            let ended = worker.join().unwrap_or_else(|_| bail!("a thread panicked"));
-            result = result.and(ended);
-        }
-        result
-    })
 }
 
 fn progress(bytes: u64) -> ProgressBar {
@@ -360,18 +269,5 @@ mod tests {
             assert!(seen.into_iter().eq(0..shape.iter().product::<u64>()), "{shape:?} {chunk:?}");
         }
         assert!(Runs::new(&[5], &[2]).is_err());
-    }
-
-    #[test]
-    fn the_first_error_stops_the_rest() {
-        let done = AtomicUsize::new(0);
-        let jobs: Vec<usize> = (0..1000).collect();
-        let result = side_by_side(1, &jobs, |job| {
-            done.fetch_add(1, Ordering::Relaxed);
-            ensure!(*job != 10, "job 10");
-            Ok(())
-        });
-        assert_eq!(result.unwrap_err().to_string(), "job 10");
-        assert_eq!(done.load(Ordering::Relaxed), 11);
     }
 }

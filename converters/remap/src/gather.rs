@@ -178,8 +178,8 @@ fn tiles<const N: usize>(
             // Whole lines in, whole lines out: strides that are powers of two would else fight for one cache set.
             for b in 0..w {
                 let from = at + i + (j + b) * step;
-                for (a, e) in source[from..from + h].iter().enumerate() {
-                    tile[a][b] = *e;
+                for (line, e) in tile.iter_mut().zip(&source[from..from + h]) {
+                    line[b] = *e;
                 }
             }
             for (a, line) in tile.iter().enumerate().take(h) {

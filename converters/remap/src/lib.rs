@@ -1,4 +1,9 @@
-//! One text, every scheme.
+#![doc = include_str!("../README.md")]
+//!
+//! Modules in reading order: [`Map`] (text to rows), [`Plan`] (names and shapes to moves, or all faults), [`Mover`]
+//! (chunks to slabs to regions to runs), [`Pairs`] (LoRA), [`Safetensors`] and [`Writer`].
+
+#![forbid(unsafe_code)]
 
 mod block;
 mod cast;

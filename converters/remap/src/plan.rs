@@ -246,6 +246,46 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The way of tensors that no map knows: each to itself.
+    ///
+    /// # Errors
+    /// Two of one name.
+    pub fn as_is(tensors: &[Tensor], cast: Option<Dtype>) -> Result<Plan, Refused> {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|i| &tensors[*i].name);
+        let mut faults = vec![];
+        for pair in order.windows(2) {
+            if let [a, b] = pair
+                && tensors[*a].name == tensors[*b].name
+            {
+                faults.push(Fault::Twice { name: tensors[*a].name.clone(), other: tensors[*b].name.clone() });
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Refused { faults });
+        }
+        let (mut outputs, mut moves) = (vec![], vec![]);
+        for (output, source) in order.iter().enumerate() {
+            let tensor = &tensors[*source];
+            let dtype = cast.filter(|_| tensor.dtype.is_float()).unwrap_or(tensor.dtype);
+            outputs.push(Output { tensor: Tensor { dtype, ..tensor.clone() }, from: From::Moves });
+            let mut stride = 1;
+            let mut axes = vec![];
+            for len in tensor.shape.iter().rev() {
+                axes.push(vec![Axis { letter: 'X', len: *len, at: At::All(stride) }]);
+                stride *= len;
+            }
+            axes.reverse();
+            moves.push(Move { source: *source, output, axes, offset: 0 });
+        }
+        moves.sort_by_key(|m| m.source);
+        let fates = tensors.iter().map(|t| Fate::Moved(vec![t.name.clone()])).collect();
+        let (sizes, canonical) = (Sizes::default(), BTreeMap::new());
+        Ok(Plan { outputs, moves, fates, sizes, model: None, canonical })
+    }
+}
+
 struct Draft {
     shape: Vec<u64>,
     dtype: Dtype,

@@ -23,6 +23,9 @@ pub(crate) struct Whole {
     possible: BTreeSet<String>,
 }
 
+/// Canonical names of a model, each with its row and indices.
+type Named = BTreeMap<String, (usize, Index)>;
+
 /// Finds the model, and a fault for each parameter it lacks or that comes twice.
 pub(crate) fn check(
     map: &Map,
@@ -36,17 +39,17 @@ pub(crate) fn check(
     let mut canonical = BTreeMap::new();
     for leaf in leaves {
         for name in canonical_names(map, leaf) {
-            if let Some(other) = canonical.insert(name, leaf.source) {
-                if other != leaf.source {
-                    let (name, other) = (tensors[leaf.source].name.clone(), tensors[other].name.clone());
-                    faults.push(Fault::Twice { name, other });
-                }
+            if let Some(other) = canonical.insert(name, leaf.source)
+                && other != leaf.source
+            {
+                let (name, other) = (tensors[leaf.source].name.clone(), tensors[other].name.clone());
+                faults.push(Fault::Twice { name, other });
             }
         }
     }
     let lora: BTreeSet<String> = pairs(map, leaves, sizes);
     let expected = |model: &Model| {
-        let mut names: BTreeMap<String, (usize, Index)> = BTreeMap::new();
+        let mut names: Named = BTreeMap::new();
         for (r, row) in map.rows.iter().enumerate().filter(|(_, row)| row.kind != Kind::Lora) {
             for at in instances(row, model, sizes) {
                 if let Some(name) = row.side("burn").and_then(|s| s.write(&at)) {
@@ -56,7 +59,7 @@ pub(crate) fn check(
         }
         names
     };
-    let mut best: Option<(usize, &Model, BTreeMap<String, (usize, Index)>)> = None;
+    let mut best: Option<(usize, &Model, Named)> = None;
     for model in &map.models {
         let names = expected(model);
         let missing = names.keys().filter(|n| !canonical.contains_key(*n)).count();

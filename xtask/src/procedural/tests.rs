@@ -1,8 +1,7 @@
 //! The formula and the trees, held against check values recorded from JAX.
 
 use super::*;
-use crate::synth::{MODELS, Recorded, Recording, recording, summed};
-use orbax::Dtype;
+use recording::{MODELS, Recorded};
 use std::path::Path;
 
 fn root() -> &'static Path {
@@ -13,7 +12,7 @@ fn each(prefix: &str, test: impl Fn(&Leaf, &Recorded)) {
     for model in MODELS {
         let model = format!("{prefix}{model}");
         let leaves = tree::leaves(root(), &model).unwrap();
-        let Recording { leaves: recorded, .. } = recording(root(), &model).unwrap();
+        let recorded = recording::read(root(), &model).unwrap();
         assert_eq!(
             leaves.iter().map(|leaf| &leaf.name).collect::<Vec<_>>(),
             recorded.iter().map(|leaf| &leaf.name).collect::<Vec<_>>(),
@@ -61,8 +60,8 @@ fn first_last_and_middle_values_of_every_full_size_leaf_are_those_recorded() {
 #[test]
 fn every_value_of_the_tiny_models_adds_up_to_the_recorded_sums() {
     each("tiny_", |leaf, recorded| {
-        assert_eq!(summed(leaf, Dtype::F32, 0, leaf.len()), recorded.f32.sum, "{}", leaf.name);
-        assert_eq!(summed(leaf, Dtype::Bf16, 0, leaf.len()), recorded.bf16.sum, "{}", leaf.name);
+        assert_eq!(leaf.sum(Dtype::F32, 0, leaf.len()), recorded.f32.sum, "{}", leaf.name);
+        assert_eq!(leaf.sum(Dtype::Bf16, 0, leaf.len()), recorded.bf16.sum, "{}", leaf.name);
     });
 }
 

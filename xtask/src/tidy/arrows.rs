@@ -38,7 +38,7 @@ const ROOMS: [Room; 16] = [
     Room { name: "main", uses: &["cli"] },
 ];
 
-/// What only some rooms may use, whatever the arrows reach. A name that ends in `*` stands for all that begin so.
+/// What only some rooms may use, whatever the arrows reach.
 struct Reserved {
     what: &'static [&'static str],
     rooms: &'static [&'static str],
@@ -67,6 +67,10 @@ const RESERVED: [Reserved; 4] = [
         instead: "`policy`, `config` and the formats know no Burn: use plain slices and vectors",
     },
 ];
+
+/// The names that mean another crate wherever a path starts with them. All other rooms are modules: `config::x` without
+/// `crate::` is some local `config`, not the room.
+const CRATES: [&str; 8] = ["ocdbt", "orbax", "remap", "safetensors", "burn", "burn_*", "cubecl", "cubecl_*"];
 
 /// The packages of the workspace that stand above all rooms and that no room may depend on.
 const ROOFS: [&str; 2] = ["pi0-burn", "xtask"];
@@ -99,13 +103,14 @@ fn reaches(from: &str, to: &str) -> bool {
     from == to || ROOMS.iter().any(|room| room.name == from && room.uses.iter().any(|next| reaches(next, to)))
 }
 
+/// Whether `what` is in the list; a name of the list that ends in `*` stands for all that begin so.
+fn named(list: &[&str], what: &str) -> bool {
+    list.iter().any(|name| name.strip_suffix('*').map_or(*name == what, |start| what.starts_with(start)))
+}
+
 /// Why `room` must not use `what`; `None` if it may, or if no rule is about it.
 fn refusal(room: &str, what: &str) -> Option<String> {
-    let matches = |name: &str| match name.strip_suffix('*') {
-        Some(start) => what.starts_with(start),
-        None => what == name,
-    };
-    let reserved = RESERVED.iter().find(|reserved| reserved.what.iter().any(|name| matches(name)));
+    let reserved = RESERVED.iter().find(|reserved| named(reserved.what, what));
     if let Some(reserved) = reserved.filter(|reserved| !reserved.rooms.contains(&room)) {
         return Some(reserved.instead.to_owned());
     }
@@ -126,8 +131,8 @@ fn source(file: &File, room: &'static str, findings: &mut Vec<Finding>) {
         // A format crate's own modules may carry any name; in the toolkit `crate::x` is the room x.
         let what = match name {
             Used::OwnCrate(name) if root => name,
-            Used::OwnCrate(_) => continue,
-            Used::Other(name) => name,
+            Used::Other(name) if named(&CRATES, &name) => name,
+            Used::OwnCrate(_) | Used::Other(_) => continue,
         };
         if let Some(why) = refusal(room, &what) {
             findings.push(Finding::error(&file.path, line, format!("`{room}` uses `{what}`; {why}")));
@@ -328,6 +333,7 @@ mod tests {
         clean("src/model/head.rs", "use super::policy_head;\nuse super::data::Own;\nlet a = \"crate::policy\";");
         clean("src/train/loss.rs", "use crate::{model, policy, sample};");
         clean("src/lib.rs", "pub mod cli;\nuse crate::policy;");
+        clean("src/train.rs", "mod config;\nuse config::Schedule;\nlet a = device::local();");
         clean("src/policy.rs", "use std::path::Path;\nuse serde::de;");
         clean("converters/orbax/src/tree.rs", "use ocdbt::Database;\nuse crate::policy::Own;");
         clean("tests/convert.rs", "use pi0_burn::cli;");

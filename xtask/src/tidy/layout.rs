@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn a_dependency_without_a_reason_is_refused() {
-        let manifest = "[workspace.dependencies]\n# Formats.\nocdbt = { path = \"a\" }\nhalf = \"2\" # bf16\nzip = \"9\"\nregex = \"1\" #\n\
+        let manifest = "[workspace.dependencies]\n# Formats.\nocdbt = { path = \"a\" }\nhalf = \"2\" # bf16\n\
+                        zip = \"9\"\nregex = \"1\" #\n\
                         [package]\nname = \"b\"\n";
         let lines = found(MANIFEST, manifest, &[]);
         assert_eq!(lines.len(), 2);

@@ -1,7 +1,7 @@
 //! Rust text as the rules read it: comments, strings and characters blanked out, lines kept.
 //!
-//! Invariant: the masked text has the same lines as the original, and each kept character stands in its old column, so a
-//! place found in one is a place in the other. This is a scanner, not a parser: it knows where code is, not what it means.
+//! Invariant: the masked text has the same lines as the original, and each kept character stands in its old column, so
+//! a place found in one is a place in the other. A scanner, not a parser: it knows where code is, not what it means.
 
 /// A source file, masked.
 pub(super) struct Source {
