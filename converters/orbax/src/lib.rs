@@ -22,20 +22,29 @@ mod chunk;
 mod dtype;
 mod error;
 mod fill;
+mod locate;
 mod metadata;
+mod npy;
+mod npz;
+mod plan;
+pub mod raw;
 mod read;
+mod spool;
 mod store;
 mod tree;
+mod writer;
 mod zarr;
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use locate::{Location, locate};
+pub use npz::Npz;
 pub use read::{MAX_READ_BYTES, read_array};
 pub use tree::{Key, Leaf, Value, path_name};
+pub use writer::{CheckpointWriter, ChunkWriter, NewArray, WriteOptions};
 
 /// In which order a chunk's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,95 +87,4 @@ pub enum Chunk<'a> {
     Stream(Box<dyn Read + Send + 'a>),
     /// Absent: every element is these bytes.
     Fill(Vec<u8>),
-}
-
-/// An `.npz` of big_vision or numpy as a source.
-pub struct Npz;
-impl Npz {
-    /// Opens the container and every member's header.
-    pub fn open(_path: impl AsRef<Path>) -> Result<Self> {
-        Err(Error::unsupported("x", "skeleton"))
-    }
-}
-
-/// Where a checkpoint was found from what the user typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Location {
-    /// The item folder, to be given to [`Checkpoint::open`].
-    pub dir: PathBuf,
-    /// Item name (`params`), if the folder is an item of a step.
-    pub item: Option<String>,
-    /// Step number, if it is in a step folder.
-    pub step: Option<u64>,
-    /// The step's `assets` folder, where it exists.
-    pub assets: Option<PathBuf>,
-    /// One sentence: what was taken and why ("latest of 3 steps: 19999").
-    pub taken: String,
-}
-/// Accepts `params`, `ckpt`, `ckpt/<step>`, an experiment folder; says what was taken.
-pub fn locate(_path: impl AsRef<Path>, _item: Option<&str>) -> Result<Location> {
-    Err(Error::unsupported("x", "skeleton"))
-}
-
-/// An array to be written.
-#[derive(Debug, Clone)]
-pub struct NewArray {
-    /// Path in the tree.
-    pub path: Vec<Key>,
-    /// Elements along each axis.
-    pub shape: Vec<u64>,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Chunk shape; `None`: the whole array, halved as Orbax does until a chunk is at most 2 GiB.
-    pub chunk_shape: Option<Vec<u64>>,
-}
-/// What a writer cannot know by itself.
-#[derive(Debug, Clone)]
-pub struct WriteOptions {
-    /// Nanoseconds since the epoch, for commit times.
-    pub time_ns: u64,
-    /// zstd level of the chunks (Orbax: 1).
-    pub level: i32,
-    /// Data files written side by side.
-    pub data_files: usize,
-}
-/// Writes one item folder that Orbax restores: zarr v2, zstd, OCDBT; published by rename.
-pub struct CheckpointWriter;
-impl CheckpointWriter {
-    /// Starts in a temporary sibling of `dir`; `arrays` is the whole tree.
-    pub fn create(
-        _dir: impl AsRef<Path>,
-        _arrays: Vec<NewArray>,
-        _options: WriteOptions,
-    ) -> Result<Self> {
-        Err(Error::unsupported("x", "skeleton"))
-    }
-    /// Chunk shape of array `array`.
-    pub fn chunk_shape(&self, _array: usize) -> &[u64] {
-        &[]
-    }
-    /// Opens chunk `chunk` of array `array`. Takes bytes in C order of the chunk, little endian; callable from several threads.
-    pub fn chunk(&self, _array: usize, _chunk: u64) -> Result<ChunkWriter<'_>> {
-        Err(Error::unsupported("x", "skeleton"))
-    }
-    /// Every chunk written? Then metadata, sync, rename to the final name.
-    pub fn finish(self) -> Result<()> {
-        Err(Error::unsupported("x", "skeleton"))
-    }
-}
-/// One chunk being compressed into a data file.
-pub struct ChunkWriter<'a>(std::marker::PhantomData<&'a ()>);
-impl Write for ChunkWriter<'_> {
-    fn write(&mut self, _buf: &[u8]) -> std::io::Result<usize> {
-        Err(std::io::Error::other("skeleton"))
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-impl ChunkWriter<'_> {
-    /// Ends the chunk; an error if it is too short or too long.
-    pub fn finish(self) -> Result<()> {
-        Err(Error::unsupported("x", "skeleton"))
-    }
 }

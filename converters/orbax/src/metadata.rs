@@ -329,7 +329,7 @@ mod tests {
                     r#"{{"tree_metadata": {{}}, "custom_metadata": {}1"#,
                     "[".repeat(200_000)
                 ),
-                "recursion",
+                "EOF",
             ),
         ] {
             let error = Metadata::parse("_METADATA", text.as_bytes())
