@@ -1,8 +1,11 @@
 //! Tests of the comparison: small sets of tensors, and the fixture checkpoints against themselves in other clothes.
 
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
-use remap::{Memory, Tensor, to_bytes};
+use orbax::Dtype;
+use remap::{Memory, Mover, Settings, Tensor, to_bytes};
 use tempfile::TempDir;
 
 use super::*;
