@@ -1,8 +1,8 @@
 //! Two checkpoints, tensor by tensor, whatever scheme and format each is in.
 //!
 //! Both are planned to the canonical names and layouts. What is stored alike on both sides is compared chunk by chunk
-//! as it is decoded ([`alike`]); the rest goes through a scratch: the left side's outputs are written to it, the right
-//! side's are compared with it as they are moved. Outputs that share a source on either side are looked at together,
+//! as it is decoded (`alike`); the rest goes through a scratch (`moved`): the left side's outputs are written to it, the
+//! right side's are compared with it as they are moved. Outputs that share a source on either side are looked at together,
 //! so no chunk is moved twice.
 //!
 //! Invariants: memory is bounded by the slabs of [`remap::Settings`] and [`DiffOptions::memory_bytes`]; every element
@@ -10,24 +10,20 @@
 
 mod alike;
 mod compare;
+mod moved;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use orbax::Dtype;
-use remap::{Fate, Letter, Lora, Map, Mover, Options, Plan, Refused, Scheme, Settings, Sink};
+use remap::{Fate, Letter, Lora, Map, Options, Plan, Refused, Scheme};
 use serde::{Serialize, Serializer};
 
+use super::convert::Progress;
 use super::open::Opened;
-use super::scratch::Scratch;
-use compare::{Found, compare};
-
-/// Scratch that is filled with several groups of outputs at once, so that all threads have work.
-const SCRATCH_BYTES: u64 = 1 << 30;
+use compare::Found;
 
 /// How to compare.
 #[derive(Debug, Clone)]
@@ -205,7 +201,7 @@ pub fn index_of(shape: &[u64], flat: u64) -> Vec<u64> {
     index
 }
 
-/// Compares two checkpoints. `progress` hears bytes done and bytes in all, both sides together, from several threads.
+/// Compares two checkpoints of the pi0 family. Progress is in decoded bytes of both sides.
 ///
 /// # Errors
 /// Names that no row of the map knows, head counts that nothing tells, broken files, no room for the scratch.
@@ -215,35 +211,54 @@ pub fn diff(
     right: &Opened,
     right_scheme: &Scheme,
     options: &DiffOptions,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Diff> {
     let map = Map::pi0();
     let (left_plan, right_plan) = plans(&map, (left, left_scheme), (right, right_scheme), options)?;
-    let sides = [Part::new(left, &left_plan), Part::new(right, &right_plan)];
+    planned((left, &left_plan), (right, &right_plan), options, progress)
+}
+
+/// Compares two sets of arrays of any kind, each under its own name and in its own layout.
+///
+/// # Errors
+/// As [`diff`], names aside.
+pub fn diff_as_is(left: &Opened, right: &Opened, options: &DiffOptions, progress: &dyn Progress) -> Result<Diff> {
+    let plan = |side: &Opened| Plan::as_is(&side.tensors, None).with_context(|| side.path.display().to_string());
+    planned((left, &plan(left)?), (right, &plan(right)?), options, progress)
+}
+
+fn planned(
+    (left, left_plan): (&Opened, &Plan),
+    (right, right_plan): (&Opened, &Plan),
+    options: &DiffOptions,
+    progress: &dyn Progress,
+) -> Result<Diff> {
+    let sides = [Part::new(left, left_plan), Part::new(right, right_plan)];
     let mut tensors = listed(&sides);
     let pairs = pairs(&sides, &tensors);
     let total = pairs.iter().map(|p| sides[0].bytes(p.left) + sides[1].bytes(p.right)).sum();
-    let meter = Meter { done: AtomicU64::new(0), total, tell: progress };
+    progress.phase("comparing", total);
+    let meter = Meter { done: AtomicU64::new(0), total, progress };
     let mut groups = groups(&sides, &pairs);
     // Largest first: what needs most room fails first.
     groups.sort_by_key(|g| (std::cmp::Reverse(g.iter().map(|i| sides[0].bytes(pairs[*i].left)).sum::<u64>()), g[0]));
     let same = alike::same(&sides, &pairs, &groups, options.threads, &meter)?;
     let rest: Vec<Vec<usize>> = groups.into_iter().zip(&same).filter(|(_, same)| !**same).map(|(g, _)| g).collect();
-    let found = moved(&sides, &pairs, &rest, options, &meter)?;
+    let found = moved::compare_moved(&sides, &pairs, &rest, options, &meter)?;
     for (i, pair) in pairs.iter().enumerate() {
         let dtype = |side: usize, output: usize| sides[side].plan.outputs[output].tensor.dtype;
         let elements = left_plan.outputs[pair.left].tensor.len();
         tensors[pair.tensor].verdict = match found.get(&i) {
             Some(found) if found.compared != elements => {
-                bail!("{}: {} of its {elements} elements came to be compared", tensors[pair.tensor].name, found.compared)
+                bail!(
+                    "{}: {} of its {elements} elements came to be compared",
+                    tensors[pair.tensor].name,
+                    found.compared
+                )
             }
-            Some(Found { count, max_abs, max_rel, first, .. }) if *count > 0 => Verdict::Differs {
-                max_abs: *max_abs,
-                max_rel: *max_rel,
-                first: *first,
-                count: *count,
-                elements,
-            },
+            Some(Found { count, max_abs, max_rel, first, .. }) if *count > 0 => {
+                Verdict::Differs { max_abs: *max_abs, max_rel: *max_rel, first: *first, count: *count, elements }
+            }
             _ if dtype(0, pair.left) == dtype(1, pair.right) => Verdict::Same,
             _ => Verdict::SameValues,
         };
@@ -252,7 +267,7 @@ pub fn diff(
         tensors,
         left_model: left_plan.model.clone(),
         right_model: right_plan.model.clone(),
-        notes: [notes(Side::Left, &sides[0]), notes(Side::Right, &sides[1])].concat(),
+        notes: [notes(Side::Left, &sides[0])?, notes(Side::Right, &sides[1])?].concat(),
     })
 }
 
@@ -303,7 +318,7 @@ impl<'a> Part<'a> {
 struct Meter<'a> {
     done: AtomicU64,
     total: u64,
-    tell: &'a (dyn Fn(u64, u64) + Sync),
+    progress: &'a dyn Progress,
 }
 
 impl Meter<'_> {
@@ -311,7 +326,7 @@ impl Meter<'_> {
         const STEP: u64 = 4 << 20;
         let before = self.done.fetch_add(bytes, Ordering::Relaxed);
         if before / STEP != (before + bytes) / STEP || before + bytes == self.total {
-            (self.tell)((before + bytes).min(self.total), self.total);
+            self.progress.at(before + bytes);
         }
     }
 }
@@ -336,7 +351,8 @@ fn plans(
     let found = |plan: &Result<Plan, Refused>| -> Heads {
         let Ok(plan) = plan else { return Heads::new() };
         let letters = [("img", 'N'), ("llm", 'N'), ("llm", 'K')];
-        let size = |(zone, letter): (&str, Letter)| Some(((zone.to_owned(), letter), plan.sizes.get(zone, None, letter)?));
+        let size =
+            |(zone, letter): (&str, Letter)| Some(((zone.to_owned(), letter), plan.sizes.get(zone, None, letter)?));
         letters.into_iter().filter_map(size).collect()
     };
     let (left_told, right_told) = (told(left.0), told(right.0));
@@ -409,110 +425,23 @@ fn groups(sides: &[Part<'_>; 2], pairs: &[Pair]) -> Vec<Vec<usize>> {
     groups.into_values().collect()
 }
 
-/// Compares through a scratch; what was found for each pair. `groups` are sorted, largest first.
-fn moved(
-    sides: &[Part<'_>; 2],
-    pairs: &[Pair],
-    groups: &[Vec<usize>],
-    options: &DiffOptions,
-    meter: &Meter<'_>,
-) -> Result<BTreeMap<usize, Found>> {
-    let stop = AtomicBool::new(false);
-    let settings = Settings::threads(options.threads);
-    let [left, right] = sides.each_ref().map(|side| {
-        Mover::new(side.plan, &*side.opened.source, &side.opened.arrays, None, settings.clone(), &stop)
-    });
-    let mut all = BTreeMap::new();
-    let mut at = 0;
-    while at < groups.len() {
-        let bytes = |group: &Vec<usize>| group.iter().map(|i| sides[0].bytes(pairs[*i].left)).sum::<u64>();
-        let mut sum = bytes(&groups[at]);
-        let limit = if sum > options.memory_bytes { SCRATCH_BYTES } else { options.memory_bytes };
-        let mut end = at + 1;
-        while end < groups.len() && sum.saturating_add(bytes(&groups[end])) <= limit {
-            sum += bytes(&groups[end]);
-            end += 1;
+/// What of a side was not compared. A tied copy is held against the tensor that it repeats.
+fn notes(side: Side, part: &Part<'_>) -> Result<Vec<Note>> {
+    let Opened { tensors, arrays, source, left_out, .. } = part.opened;
+    let mut notes = vec![];
+    for (i, fate) in part.plan.fates.iter().enumerate() {
+        let Fate::Dropped(reason) = fate else { continue };
+        let mut reason = reason.clone();
+        let owner = reason.strip_prefix("tied: repeats ").and_then(|own| tensors.iter().position(|t| t.name == own));
+        if let Some(owner) = owner {
+            let same = super::same_array(&**source, arrays[i], arrays[owner])?;
+            reason += if same { ", bit for bit" } else { ", or should: their bytes differ" };
         }
-        let batch: Vec<usize> = groups[at..end].concat();
-        at = end;
-
-        let mut sizes = vec![None; sides[0].plan.outputs.len()];
-        let mut wanted: Vec<Option<Wanted>> = sides[1].plan.outputs.iter().map(|_| None).collect();
-        for i in &batch {
-            sizes[pairs[*i].left] = Some(sides[0].bytes(pairs[*i].left));
-            wanted[pairs[*i].right] = Some(Wanted { left: pairs[*i].left, found: Mutex::new(Found::default()) });
-        }
-        let scratch = Scratch::new(&sizes, options.memory_bytes, &options.scratch)?;
-        let room = || format!("comparing needs {sum} bytes of scratch in {}", options.scratch.display());
-        left.run(&left.units(|o| sizes[o].is_some()), &Metered { sink: &scratch, meter, sizes: &sizes })
-            .with_context(|| format!("{}; {}", sides[0].opened.path.display(), room()))?;
-        let comparing = Comparing { scratch: &scratch, plans: [sides[0].plan, sides[1].plan], wanted: &wanted, meter };
-        right
-            .run(&right.units(|o| wanted[o].is_some()), &comparing)
-            .with_context(|| sides[1].opened.path.display().to_string())?;
-        for i in batch {
-            if let Some(wanted) = &wanted[pairs[i].right] {
-                all.insert(i, *wanted.found.lock().unwrap_or_else(PoisonError::into_inner));
-            }
-        }
+        notes.push(Note { side, name: tensors[i].name.clone(), reason });
     }
-    Ok(all)
-}
-
-/// Counts what goes into the scratch.
-struct Metered<'a> {
-    sink: &'a Scratch,
-    meter: &'a Meter<'a>,
-    sizes: &'a [Option<u64>],
-}
-
-impl Sink for Metered<'_> {
-    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> remap::Result<()> {
-        if self.sizes[output].is_some() {
-            self.meter.add(bytes.len() as u64);
-        }
-        self.sink.write(output, offset, bytes)
-    }
-}
-
-/// An output of the right side that is compared.
-struct Wanted {
-    left: usize,
-    found: Mutex<Found>,
-}
-
-/// Compares what it is given with what the scratch has.
-struct Comparing<'a> {
-    scratch: &'a Scratch,
-    plans: [&'a Plan; 2],
-    wanted: &'a [Option<Wanted>],
-    meter: &'a Meter<'a>,
-}
-
-impl Sink for Comparing<'_> {
-    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> remap::Result<()> {
-        let Some(wanted) = &self.wanted[output] else { return Ok(()) };
-        let dtype = |plan: &Plan, output: usize| -> Dtype { plan.outputs[output].tensor.dtype };
-        let (left, right) = (dtype(self.plans[0], wanted.left), dtype(self.plans[1], output));
-        let (at, elements) = (offset / right.size() as u64, bytes.len() / right.size());
-        let (start, length) = (at * left.size() as u64, elements * left.size());
-        let found = self.scratch.with(wanted.left, start, length, |there| compare((left, there), (right, bytes), at))?;
-        wanted.found.lock().unwrap_or_else(PoisonError::into_inner).add(found);
-        self.meter.add(bytes.len() as u64);
-        Ok(())
-    }
-}
-
-fn notes(side: Side, part: &Part<'_>) -> Vec<Note> {
-    let note = |name: &str, reason: &str| Note { side, name: name.to_owned(), reason: reason.to_owned() };
-    let dropped = part.opened.tensors.iter().zip(&part.plan.fates).filter_map(|(tensor, fate)| match fate {
-        Fate::Dropped(reason) => Some(note(&tensor.name, reason)),
-        Fate::Moved(_) | Fate::Merged(_) => None,
-    });
-    let left_out = part.opened.left_out.iter().map(|l| note(&l.name, &l.reason));
-    let mut notes: Vec<Note> = dropped.chain(left_out).collect();
+    notes.extend(left_out.iter().map(|l| Note { side, name: l.name.clone(), reason: l.reason.clone() }));
     notes.sort();
-    notes
+    Ok(notes)
 }
 
 /// JSON has no infinity: it is written by its name.

@@ -1,8 +1,11 @@
 //! Tests of the comparison: small sets of tensors, and the fixture checkpoints against themselves in other clothes.
 
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
-use remap::{Memory, Tensor, to_bytes};
+use orbax::Dtype;
+use remap::{Memory, Mover, Settings, Tensor, to_bytes};
 use tempfile::TempDir;
 
 use super::*;
@@ -36,7 +39,7 @@ fn bf16s(name: &str, shape: &[u64], f: impl Fn(u64) -> f32) -> (Tensor, Vec<u8>)
 }
 
 fn fixture(name: &str) -> Opened {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/checkpoints").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/checkpoints").join(name).join("params");
     Opened::open(&path, &Choice::default()).unwrap()
 }
 
@@ -53,18 +56,29 @@ fn converted(from: &Opened, to: &str, cast: Option<Dtype>) -> Vec<(Tensor, Vec<u
     plan.outputs.into_iter().map(|o| o.tensor).zip(bytes).collect()
 }
 
+/// Bytes done and bytes in all, as they were last told.
+#[derive(Default)]
+struct Heard(Mutex<(u64, u64)>);
+
+impl Progress for Heard {
+    fn phase(&self, _: &str, bytes: u64) {
+        *self.0.lock().unwrap() = (0, bytes);
+    }
+
+    fn at(&self, bytes: u64) {
+        let mut heard = self.0.lock().unwrap();
+        heard.0 = heard.0.max(bytes);
+    }
+}
+
 fn compared_with(left: &Opened, right: &Opened, memory_bytes: u64) -> Result<Diff> {
     let map = Map::pi0();
     let folder = tempfile::tempdir().unwrap();
     let options = DiffOptions { memory_bytes, ..DiffOptions::new(3, folder.path()) };
-    let last = Mutex::new((0, 0));
-    let tell = |done: u64, total: u64| {
-        let mut last = last.lock().unwrap();
-        *last = (done.max(last.0), total);
-    };
-    let diff = diff(left, left.scheme(&map, None)?, right, right.scheme(&map, None)?, &options, &tell);
+    let heard = Heard::default();
+    let diff = diff(left, left.scheme(&map, None)?, right, right.scheme(&map, None)?, &options, &heard);
     if diff.is_ok() {
-        let (done, total) = *last.lock().unwrap();
+        let (done, total) = *heard.0.lock().unwrap();
         assert_eq!(done, total, "progress does not reach its end");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a scratch file was left behind");
@@ -162,7 +176,9 @@ fn one_nudged_element_is_found_where_it_is_and_as_large_as_it_is() {
     for left in [&jax, &plain.opened] {
         let diff = compared(left, &nudged.opened);
         assert_eq!(diff.tally(), Tally { same: diff.tensors.len() - 1, differs: 1, ..Tally::default() });
-        let Verdict::Differs { max_abs, first, count, elements: all, .. } = verdict(&diff, name) else { panic!("same") };
+        let Verdict::Differs { max_abs, first, count, elements: all, .. } = verdict(&diff, name) else {
+            panic!("same")
+        };
         assert_eq!((max_abs, first, count, all), (expected.abs(), at, 1, elements));
         let index = index_of(&shape, first);
         assert_eq!(index.iter().zip(&shape).fold(0, |flat, (i, n)| flat * n + i), at);
@@ -228,12 +244,25 @@ fn tied_copies_and_what_a_filter_left_out_are_noted() {
     let alias = "paligemma_with_expert.paligemma.lm_head.weight";
     let own = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
     let both = stored(&[f32s(alias, &[6, 4], |i| i as f32), f32s(own, &[6, 4], |i| i as f32)]);
+    let torn = stored(&[f32s(alias, &[6, 4], |i| i as f32 + 1.0), f32s(own, &[6, 4], |i| i as f32)]);
     let mut one = stored(&[f32s(own, &[6, 4], |i| i as f32), f32s("state_proj.bias", &[2], |i| i as f32)]);
     one.opened.filter(&regex::Regex::new("embed").unwrap());
     let diff = compared(&both.opened, &one.opened);
     assert_eq!(diff.tally(), Tally { same: 1, ..Tally::default() });
     let noted: Vec<(Side, &str)> = diff.notes.iter().map(|n| (n.side, n.name.as_str())).collect();
     assert_eq!(noted, [(Side::Left, alias), (Side::Right, "state_proj.bias")]);
+    assert!(diff.notes[0].reason.ends_with("bit for bit"), "{:?}", diff.notes);
+    let diff = compared(&torn.opened, &one.opened);
+    assert!(diff.notes[0].reason.ends_with("their bytes differ"), "{:?}", diff.notes);
+}
+
+#[test]
+fn arrays_of_any_kind_are_compared_under_their_own_names() {
+    let left = stored(&[f32s("b", &[3], |i| i as f32), f32s("any thing", &[2, 2], |i| i as f32)]);
+    let right = stored(&[f32s("any thing", &[2, 2], |i| if i == 3 { 4.0 } else { i as f32 })]);
+    let diff = diff_as_is(&left.opened, &right.opened, &DiffOptions::new(1, std::env::temp_dir()), &()).unwrap();
+    let differs = Verdict::Differs { max_abs: 1.0, max_rel: 0.25, first: 3, count: 1, elements: 4 };
+    assert_eq!((verdict(&diff, "any thing"), verdict(&diff, "b")), (differs, Verdict::OnlyLeft));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use orbax::{ArrayInfo, Chunk, Dtype, Order, Source};
-use remap::{At, Axis, From, Move, Mover, Output, Plan, Settings, Sizes, Tensor};
+use remap::{Mover, Plan, Settings, Tensor};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -250,14 +250,20 @@ pub fn decode(source: &dyn Source, options: &RawOptions) -> Result<Array> {
     let size = info.dtype.size() as u64;
     let checked = |sides: &[u64]| sides.iter().try_fold(size, |all, n| all.checked_mul(*n)).filter(|n| *n <= MAX_BYTES);
     let too_large = |what: &str, sides: &[u64]| {
-        format!("{}: {what} {sides:?} of {}: more than {MAX_BYTES} bytes, which is the most that is decoded", info.name, info.dtype)
+        format!(
+            "{}: {what} {sides:?} of {}: more than {MAX_BYTES} bytes, which is the most that is decoded",
+            info.name, info.dtype
+        )
     };
     let bytes = checked(&info.shape).with_context(|| too_large("shape", &info.shape))?;
     let chunk_bytes = checked(&info.chunk_shape).with_context(|| too_large("chunks", &info.chunk_shape))?;
     let chunks = grid(info).iter().try_fold(1u64, |all, n| all.checked_mul(*n)).unwrap_or(u64::MAX);
     // Edge chunks are stored whole, and more than the array may be in them.
     if chunks.checked_mul(chunk_bytes).is_none_or(|n| n > MAX_BYTES) {
-        bail!("{}: {chunks} chunks of {chunk_bytes} bytes: more than {MAX_BYTES}, which is the most that is decoded", info.name);
+        bail!(
+            "{}: {chunks} chunks of {chunk_bytes} bytes: more than {MAX_BYTES}, which is the most that is decoded",
+            info.name
+        );
     }
     let (mut stored_bytes, mut absent) = (0u64, 0);
     for chunk in 0..chunks {
@@ -339,7 +345,8 @@ fn read_through_scratch(
     options: &RawOptions,
     seen: &mut Seen,
 ) -> Result<()> {
-    let plan = as_it_is(info);
+    let tensor = Tensor { name: info.name.clone(), shape: info.shape.clone(), dtype: info.dtype };
+    let plan = Plan::as_is(&[tensor], None)?;
     let scratch = Scratch::new(&[Some(bytes)], options.memory_bytes, &options.scratch)?;
     let stop = AtomicBool::new(false);
     let mover = Mover::new(&plan, source, &[0], None, Settings::threads(options.threads), &stop);
@@ -353,33 +360,6 @@ fn read_through_scratch(
         at += n as u64;
     }
     Ok(())
-}
-
-/// A plan that moves one array to itself, in C order.
-fn as_it_is(info: &ArrayInfo) -> Plan {
-    let mut stride = 1;
-    // Letters are counted from the last axis; which they are means nothing here.
-    let mut axes: Vec<Vec<Axis>> = info
-        .shape
-        .iter()
-        .rev()
-        .zip('A'..)
-        .map(|(len, letter)| {
-            let axis = Axis { letter, len: *len, at: At::All(stride) };
-            stride *= len;
-            vec![axis]
-        })
-        .collect();
-    axes.reverse();
-    let tensor = Tensor { name: info.name.clone(), shape: info.shape.clone(), dtype: info.dtype };
-    Plan {
-        outputs: vec![Output { tensor, from: From::Moves }],
-        moves: vec![Move { source: 0, output: 0, axes, offset: 0 }],
-        fates: vec![],
-        sizes: Sizes::default(),
-        model: None,
-        canonical: Default::default(),
-    }
 }
 
 /// What was seen of the bytes so far.

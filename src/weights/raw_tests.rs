@@ -73,7 +73,9 @@ fn every_array_has_the_bytes_that_orbax_read() {
             // In memory, and through a file.
             for memory_bytes in [64 << 20, 0] {
                 let options = RawOptions { memory_bytes, ..RawOptions::new(2, std::env::temp_dir()) };
-                let Raw::Array(found) = look(&fixture(name), Some(&array), &options).unwrap() else { panic!("{array}") };
+                let Raw::Array(found) = look(&fixture(name), Some(&array), &options).unwrap() else {
+                    panic!("{array}")
+                };
                 assert_eq!(found.sha256, sha(&read(about["id"].as_str().unwrap())), "{name} {array}");
                 assert_eq!(serde_json::to_value(&found.shape).unwrap(), about["shape"], "{name} {array}");
                 assert_eq!(found.dtype, about["dtype"], "{name} {array}");
@@ -115,13 +117,17 @@ fn a_part_database_of_one_process_is_looked_into_as_well() {
 #[test]
 fn statistics_count_what_is_no_finite_number_and_measure_the_rest() {
     let values = [1.0, f32::NAN, 3.0, f32::INFINITY, 5.0, f32::NEG_INFINITY];
-    let folder = zarr2(&document("[6]", "[4]", "<f4", "C"), &[
-        ("0", f32s(&values[..4])),
-        // What lies behind the edge is not the array's.
-        ("1", f32s(&[5.0, f32::NEG_INFINITY, 1e30, f32::NAN])),
-    ]);
+    let folder = zarr2(
+        &document("[6]", "[4]", "<f4", "C"),
+        &[
+            ("0", f32s(&values[..4])),
+            // What lies behind the edge is not the array's.
+            ("1", f32s(&[5.0, f32::NEG_INFINITY, 1e30, f32::NAN])),
+        ],
+    );
     let found = array_at(folder.path(), None);
-    let expected = Statistics { min: Some(1.0), max: Some(5.0), mean: Some(3.0), std: Some((8f64 / 3.0).sqrt()), nan: 1, inf: 2 };
+    let expected =
+        Statistics { min: Some(1.0), max: Some(5.0), mean: Some(3.0), std: Some((8f64 / 3.0).sqrt()), nan: 1, inf: 2 };
     assert_eq!(found.statistics, Some(expected));
     assert_eq!(found.first, ["1.0", "NaN", "3.0", "inf", "5.0", "-inf"]);
     assert_eq!(found.sha256, sha(&f32s(&values)));
@@ -132,17 +138,18 @@ fn statistics_count_what_is_no_finite_number_and_measure_the_rest() {
 fn chunks_in_fortran_order_and_across_the_last_axis_come_out_in_c_order() {
     // 3 x 5 in chunks of 2 x 3, first axis fastest; element (i, j) is 10 i + j.
     let chunk = |rows: u64, columns: u64| -> Vec<u8> {
-        let values: Vec<f32> = (0..3).flat_map(|j| (0..2).map(move |i| (10 * (rows + i) + columns + j) as f32)).collect();
+        let values: Vec<f32> =
+            (0..3).flat_map(|j| (0..2).map(move |i| (10 * (rows + i) + columns + j) as f32)).collect();
         f32s(&values)
     };
-    let folder = zarr2(&document("[3,5]", "[2,3]", "<f4", "F"), &[
-        ("0.0", chunk(0, 0)),
-        ("0.1", chunk(0, 3)),
-        ("1.0", chunk(2, 0)),
-    ]);
+    let folder = zarr2(
+        &document("[3,5]", "[2,3]", "<f4", "F"),
+        &[("0.0", chunk(0, 0)), ("0.1", chunk(0, 3)), ("1.0", chunk(2, 0))],
+    );
     let found = array_at(folder.path(), None);
     // Chunk 1.1 is absent: the fill value.
-    let values: Vec<f32> = (0..3).flat_map(|i| (0..5).map(move |j| if i == 2 && j > 2 { 7.0 } else { (10 * i + j) as f32 })).collect();
+    let values: Vec<f32> =
+        (0..3).flat_map(|i| (0..5).map(move |j| if i == 2 && j > 2 { 7.0 } else { (10 * i + j) as f32 })).collect();
     assert_eq!(found.sha256, sha(&f32s(&values)));
     assert_eq!((found.order, found.chunks, found.absent), ("F", 4, 1));
     assert_eq!(found.first.len(), FIRST);

@@ -60,7 +60,13 @@ impl Scratch {
     ///
     /// # Errors
     /// What reading the file says.
-    pub(crate) fn with<T>(&self, output: usize, offset: u64, length: usize, look: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    pub(crate) fn with<T>(
+        &self,
+        output: usize,
+        offset: u64,
+        length: usize,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
         match self {
             Scratch::Memory(rooms) => {
                 let Some(Some(room)) = rooms.get(output) else { return Ok(look(&[])) };

@@ -32,7 +32,8 @@ pub(super) fn same(
     threads: usize,
     meter: &Meter<'_>,
 ) -> remap::Result<Vec<bool>> {
-    let paired: [BTreeSet<usize>; 2] = [pairs.iter().map(|p| p.left).collect(), pairs.iter().map(|p| p.right).collect()];
+    let paired: [BTreeSet<usize>; 2] =
+        [pairs.iter().map(|p| p.left).collect(), pairs.iter().map(|p| p.right).collect()];
     let [left, right] = [0, 1].map(|n| shapes(&sides[n], &paired[n]));
     let mut differs: Vec<AtomicBool> = groups.iter().map(|_| AtomicBool::new(false)).collect();
     let mut work = vec![];
@@ -40,7 +41,8 @@ pub(super) fn same(
         match twins(sides, pairs, group, members, (&left, &right)) {
             Some(twins) => work.extend(twins.into_iter().flat_map(|t| {
                 let info = info(&sides[0], t.left);
-                let chunks: u64 = info.shape.iter().zip(&info.chunk_shape).map(|(n, c)| n.div_ceil((*c).max(1))).product();
+                let chunks: u64 =
+                    info.shape.iter().zip(&info.chunk_shape).map(|(n, c)| n.div_ceil((*c).max(1))).product();
                 (0..chunks).map(move |chunk| (t.group, t.left, t.right, chunk)).collect::<Vec<_>>()
             })),
             None => differs[group] = AtomicBool::new(true),

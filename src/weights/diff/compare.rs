@@ -120,7 +120,9 @@ fn distance(x: Number, y: Number) -> (f64, f64) {
     if finite {
         apart(0.0, 1.0, (a - b).hypot(c - d), a.hypot(c).max(b.hypot(d)))
     } else {
-        let part = |p: f64, q: f64| if p.to_bits() == q.to_bits() { (0.0, 0.0) } else { apart(p, q, (p - q).abs(), p.abs().max(q.abs())) };
+        let part = |p: f64, q: f64| {
+            if p.to_bits() == q.to_bits() { (0.0, 0.0) } else { apart(p, q, (p - q).abs(), p.abs().max(q.abs())) }
+        };
         worst(part(a, b), part(c, d))
     }
 }
@@ -180,17 +182,14 @@ mod tests {
         let inf = f32::INFINITY;
         assert_eq!(of_f32(&[inf], &[inf]).count, 0);
         assert_eq!(of_f32(&[inf], &[-inf]).max_abs, f64::INFINITY);
-        let far = compare(
-            (Dtype::F64, &f64::MAX.to_le_bytes()),
-            (Dtype::F64, &(-f64::MAX).to_le_bytes()),
-            0,
-        );
+        let far = compare((Dtype::F64, &f64::MAX.to_le_bytes()), (Dtype::F64, &(-f64::MAX).to_le_bytes()), 0);
         assert_eq!((far.max_abs, far.max_rel), (f64::INFINITY, 2.0));
     }
 
     #[test]
     fn other_types_are_compared_after_exact_widening() {
-        let bf16: Vec<u8> = [1.5f32, f32::NAN, -0.0].iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let bf16: Vec<u8> =
+            [1.5f32, f32::NAN, -0.0].iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
         let same = compare((Dtype::Bf16, &bf16), (Dtype::F32, &f32s(&[1.5, f32::NAN, -0.0])), 0);
         assert_eq!((same.count, same.compared), (0, 3));
         let off = compare((Dtype::Bf16, &bf16), (Dtype::F32, &f32s(&[1.5, f32::NAN, 1e-9])), 0);
