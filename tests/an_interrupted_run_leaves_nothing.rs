@@ -1,17 +1,17 @@
 //! Killed at any moment, a conversion leaves nothing under the final name, and the next one succeeds.
 
-mod common;
+mod tool;
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
 fn killed_at_many_moments() {
-    let from = common::checkpoint("manager/pi0_ema/7");
+    let from = tool::checkpoint("manager/pi0_ema/7");
     for scheme in ["burn", "jax", "openpi-torch"] {
         let folder = tempfile::tempdir().unwrap();
         let whole = folder.path().join("whole");
-        common::convert(&from, &whole, &["--to", scheme]);
+        tool::convert(&from, &whole, &["--to", scheme]);
         let expected = listing(&whole);
         let mut killed = 0;
         for moment in 0..24 {
@@ -35,7 +35,7 @@ fn killed_at_many_moments() {
                 assert_eq!(listing(&to), expected, "{scheme}: half a folder after {moment} steps");
                 std::fs::remove_dir_all(&to).unwrap();
             }
-            common::convert(&from, &to, &["--to", scheme]);
+            tool::convert(&from, &to, &["--to", scheme]);
             assert_eq!(listing(&to), expected, "{scheme}: after a run that was killed");
             std::fs::remove_dir_all(&to).unwrap();
             let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

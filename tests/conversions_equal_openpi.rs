@@ -1,6 +1,6 @@
 //! What we make of the tiny checkpoints is what openpi's own converter makes of them, tensor by tensor.
 
-mod common;
+mod tool;
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ fn openpi_torch_equals_openpis_own_slices() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("model.safetensors");
         let more = ["--to", "openpi-torch", "--tied", "own", "--unused-head", "omit"];
-        common::convert(&common::checkpoint(&format!("base/{model}/params")), &file, &more);
-        let found = common::tensors(&file);
+        tool::convert(&tool::checkpoint(&format!("base/{model}/params")), &file, &more);
+        let found = tool::tensors(&file);
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/convert/{model}.json"));
         let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         let golden = golden.as_object().unwrap();

@@ -1,8 +1,8 @@
 //! Every shipped checkpoint, into every scheme and back into an Orbax folder, is itself again, bit for bit.
 
-mod common;
+mod tool;
 
-use common::{CHECKPOINTS, checkpoint, convert, tensors};
+use tool::{CHECKPOINTS, checkpoint, convert, tensors};
 
 const SCHEMES: [&str; 6] = ["burn", "openpi-torch", "lerobot", "giga", "big_vision", "jax"];
 

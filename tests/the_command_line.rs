@@ -1,8 +1,8 @@
 //! The command as people and scripts meet it.
 
-mod common;
+mod tool;
 
-use common::{checkpoint, done, pi0, refused};
+use tool::{checkpoint, done, pi0, refused};
 
 fn convert(more: &[&str]) -> Vec<String> {
     let from = checkpoint("base/pi0/params").display().to_string();
@@ -20,7 +20,7 @@ fn the_same_input_gives_the_same_bytes_wherever_and_however_often() {
         let mut first = None;
         for (i, from) in [checkpoint("base/pi05/params"), copy.clone()].iter().enumerate() {
             let out = folder.path().join(format!("{to}-{i}.safetensors"));
-            common::convert(from, &out, &["--to", to, "--threads", &(i + 1).to_string()]);
+            tool::convert(from, &out, &["--to", to, "--threads", &(i + 1).to_string()]);
             let bytes = std::fs::read(&out).unwrap();
             assert!(*first.get_or_insert(bytes.clone()) == bytes, "{to}");
         }
@@ -74,12 +74,12 @@ fn the_json_report_has_the_hash_of_every_tensor_as_it_is_in_the_file() {
         let report: serde_json::Value = serde_json::from_str(&text).unwrap();
         let file = if to == "jax" {
             let file = folder.path().join("c.safetensors");
-            common::convert(&out, &file, &["--to", "jax"]);
+            tool::convert(&out, &file, &["--to", "jax"]);
             file
         } else {
             out
         };
-        let tensors = common::tensors(&file);
+        let tensors = tool::tensors(&file);
         let outputs = report["outputs"].as_array().unwrap();
         assert_eq!(outputs.len(), tensors.len());
         for output in outputs {
@@ -130,7 +130,7 @@ fn a_filter_takes_a_part_and_says_what_stayed() {
     let out = folder.path().join("heads.safetensors");
     let text = done(&convert(&["--filter", "^action_", "--output", out.to_str().unwrap()]));
     assert!(text.contains("42 arrays left out"), "{text}");
-    assert_eq!(common::tensors(&out).len(), 8);
+    assert_eq!(tool::tensors(&out).len(), 8);
 }
 
 #[test]
@@ -145,13 +145,13 @@ fn shards_hold_what_one_file_holds() {
     for entry in std::fs::read_dir(&many).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "safetensors") {
-            all.extend(common::tensors(&path));
+            all.extend(tool::tensors(&path));
             shards += 1;
         }
     }
     assert!(shards > 5, "{shards}");
     assert!(many.join("model.safetensors.index.json").exists());
-    assert!(all == common::tensors(&one));
+    assert!(all == tool::tensors(&one));
     // And they are read as one.
     let text = done(&["inspect", many.to_str().unwrap()]);
     assert!(text.contains("pi0 · "), "{text}");
@@ -163,19 +163,19 @@ fn training_states_give_raw_weights_and_moments() {
     let file = |name: &str| folder.path().join(format!("{name}.safetensors"));
     let step = checkpoint("manager/pi0_ema/7");
     for weights in ["ema", "raw", "mu", "nu"] {
-        common::convert(&step, &file(weights), &["--weights", weights]);
+        tool::convert(&step, &file(weights), &["--weights", weights]);
     }
-    let [ema, raw, mu, nu] = ["ema", "raw", "mu", "nu"].map(|w| common::tensors(&file(w)));
+    let [ema, raw, mu, nu] = ["ema", "raw", "mu", "nu"].map(|w| tool::tensors(&file(w)));
     assert_eq!(ema.keys().collect::<Vec<_>>(), raw.keys().collect::<Vec<_>>());
     assert!(ema != raw);
     assert_eq!(mu.keys().collect::<Vec<_>>(), nu.keys().collect::<Vec<_>>());
     assert!(nu.values().all(|t| t.bytes.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) >= 0.0)));
     // Without a moving average params are the raw weights, and asking for them says so.
-    let text = common::convert(&checkpoint("manager/pi0_noema/7"), &file("noema"), &["--weights", "raw"]);
+    let text = tool::convert(&checkpoint("manager/pi0_noema/7"), &file("noema"), &["--weights", "raw"]);
     assert!(text.contains("without a moving average"), "{text}");
     // The rest of the state, under its own names.
-    common::convert(&step, &file("state"), &["--item", "train_state", "--to", "as-is"]);
-    assert!(common::tensors(&file("state")).contains_key("step"));
+    tool::convert(&step, &file("state"), &["--item", "train_state", "--to", "as-is"]);
+    assert!(tool::tensors(&file("state")).contains_key("step"));
 }
 
 #[test]
@@ -183,16 +183,16 @@ fn low_rank_pairs_never_vanish_unsaid() {
     let folder = tempfile::tempdir().unwrap();
     let step = checkpoint("manager/pi0_lora/7");
     let out = |name: &str| folder.path().join(name);
-    let text = common::convert(&step, &out("merged"), &["--to", "openpi-torch"]);
+    let text = tool::convert(&step, &out("merged"), &["--to", "openpi-torch"]);
     assert!(text.contains("20 merged"), "{text}");
-    let text = common::convert(&step, &out("dropped"), &["--to", "openpi-torch", "--lora", "drop"]);
+    let text = tool::convert(&step, &out("dropped"), &["--to", "openpi-torch", "--lora", "drop"]);
     assert!(text.contains("20 dropped"), "{text}");
-    common::convert(&step, &out("adapter"), &["--to", "openpi-torch", "--lora", "keep"]);
-    let adapter = common::tensors(&out("adapter").join("adapter/adapter_model.safetensors"));
+    tool::convert(&step, &out("adapter"), &["--to", "openpi-torch", "--lora", "keep"]);
+    let adapter = tool::tensors(&out("adapter").join("adapter/adapter_model.safetensors"));
     assert_eq!(adapter.len(), 2 * 2 * 7 * 3);
-    let base = common::tensors(&out("adapter").join("model.safetensors"));
-    assert!(base == common::tensors(&out("dropped").join("model.safetensors")));
-    assert!(base != common::tensors(&out("merged").join("model.safetensors")));
+    let base = tool::tensors(&out("adapter").join("model.safetensors"));
+    assert!(base == tool::tensors(&out("dropped").join("model.safetensors")));
+    assert!(base != tool::tensors(&out("merged").join("model.safetensors")));
 }
 
 #[test]

@@ -9,7 +9,6 @@ use remap::Map;
 use super::Answer;
 use super::convert::default_threads;
 use super::output::{Mouth, condense};
-use crate::weights::convert::Progress;
 use crate::weights::diff::{Diff, DiffOptions, Side, Verdict, diff, index_of};
 use crate::weights::open::{Choice, Opened};
 
@@ -20,17 +19,14 @@ pub(super) fn run(left: &Path, right: &Path, choice: &Choice, mouth: &Mouth) -> 
     let (a, b) = (open(left)?, open(right)?);
     let (x, y) = (a.scheme(&map, choice.from.as_deref())?, b.scheme(&map, choice.from.as_deref())?);
     let options = DiffOptions::new(default_threads(), std::env::temp_dir());
-    mouth.phase("comparing", a.bytes() + b.bytes());
-    let found = diff(&a, x, &b, y, &options, &|done, _| mouth.at(done))?;
+    let found = diff(&a, x, &b, y, &options, mouth)?;
     mouth.say(&found, || text(&found, (&a, &x.name), (&b, &y.name)))?;
     Ok(if found.same_values() { Answer::Yes } else { Answer::No })
 }
 
 fn text(found: &Diff, left: (&Opened, &str), right: (&Opened, &str)) -> String {
     let mut t = String::new();
-    for (side, (opened, scheme), model) in
-        [("left ", left, &found.left_model), ("right", right, &found.right_model)]
-    {
+    for (side, (opened, scheme), model) in [("left ", left, &found.left_model), ("right", right, &found.right_model)] {
         let model = model.as_deref().unwrap_or("no whole model");
         let _ = writeln!(t, "{side}  {} · {} · scheme {scheme} · {model}", opened.path.display(), opened.format);
     }

@@ -1,3 +1,4 @@
+//! Norm stats as openpi writes them, and as it never would.
 use super::*;
 
 const GOOD: &str = r#"{"norm_stats": {

@@ -22,22 +22,8 @@ struct Sample {
 const ZSTD: Compression = Compression::Zstd { level: 0 };
 
 const SAMPLES: &[Sample] = &[
-    Sample {
-        name: "empty",
-        compression: ZSTD,
-        max_inline_value_bytes: 1024,
-        limits: None,
-        data_files: 0,
-        keys: 0,
-    },
-    Sample {
-        name: "one_key",
-        compression: ZSTD,
-        max_inline_value_bytes: 1024,
-        limits: None,
-        data_files: 1,
-        keys: 1,
-    },
+    Sample { name: "empty", compression: ZSTD, max_inline_value_bytes: 1024, limits: None, data_files: 0, keys: 0 },
+    Sample { name: "one_key", compression: ZSTD, max_inline_value_bytes: 1024, limits: None, data_files: 1, keys: 1 },
     Sample {
         name: "leaf_zstd",
         compression: ZSTD,
@@ -54,14 +40,7 @@ const SAMPLES: &[Sample] = &[
         data_files: 1,
         keys: 300,
     },
-    Sample {
-        name: "no_inline",
-        compression: ZSTD,
-        max_inline_value_bytes: 0,
-        limits: None,
-        data_files: 2,
-        keys: 60,
-    },
+    Sample { name: "no_inline", compression: ZSTD, max_inline_value_bytes: 0, limits: None, data_files: 2, keys: 60 },
     Sample {
         name: "all_inline",
         compression: ZSTD,
@@ -119,11 +98,7 @@ fn keys(n: usize) -> Vec<Vec<u8>> {
             match i % 5 {
                 0 => format!("params.layers.{}.kernel/0.{}={length}", i / 50, i).into_bytes(),
                 1 => format!("{i}={length}").into_bytes(),
-                2 => [
-                    &[0xff, 0x00, (i % 251) as u8][..],
-                    format!("{i}={length}").as_bytes(),
-                ]
-                .concat(),
+                2 => [&[0xff, 0x00, (i % 251) as u8][..], format!("{i}={length}").as_bytes()].concat(),
                 3 => [vec![b'k'; i % 400], format!("{i}={length}").into_bytes()].concat(),
                 _ => format!("params.layers.{}.bias/{}={length}", i % 7, i).into_bytes(),
             }
@@ -142,8 +117,7 @@ fn write(dir: &Path, sample: &Sample) -> Result<()> {
         commit_time_ns: 1_700_000_000_000_000_000,
         max_inline_value_bytes: sample.max_inline_value_bytes,
     };
-    let mut writer =
-        Writer::create(dir.join(sample.name), options)?.compression(sample.compression);
+    let mut writer = Writer::create(dir.join(sample.name), options)?.compression(sample.compression);
     if let Some((entries, bytes)) = sample.limits {
         writer = writer.node_limits(entries, bytes)?;
     }
@@ -169,18 +143,13 @@ fn write(dir: &Path, sample: &Sample) -> Result<()> {
                 })
             })
             .collect();
-        tasks
-            .into_iter()
-            .map(|task| task.join().expect("no panic"))
-            .collect::<Result<Vec<_>>>()
+        tasks.into_iter().map(|task| task.join().expect("no panic")).collect::<Result<Vec<_>>>()
     })?;
     writer.finish(files)
 }
 
 fn main() -> Result<()> {
-    let dir = std::env::args_os()
-        .nth(1)
-        .expect("usage: write_sample DIRECTORY");
+    let dir = std::env::args_os().nth(1).expect("usage: write_sample DIRECTORY");
     for sample in SAMPLES {
         write(Path::new(&dir), sample)?;
         println!("{}", sample.name);

@@ -20,14 +20,7 @@ impl Origin {
     /// An error at byte `at` of the piece.
     pub(crate) fn fail(&self, at: usize, problem: Problem) -> Error {
         let byte = self.start.saturating_add(at as u64);
-        Error::Corrupt {
-            place: Place {
-                file: self.file.clone(),
-                byte,
-                decompressed: None,
-            },
-            problem,
-        }
+        Error::Corrupt { place: Place { file: self.file.clone(), byte, decompressed: None }, problem }
     }
 }
 
@@ -44,12 +37,7 @@ pub(crate) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// Over `bytes` that start at byte `shift` of the piece, or are its decompressed body (`None`).
     pub(crate) fn new(bytes: &'a [u8], origin: &'a Origin, shift: Option<usize>) -> Self {
-        Self {
-            rest: bytes,
-            length: bytes.len(),
-            origin,
-            shift,
-        }
+        Self { rest: bytes, length: bytes.len(), origin, shift }
     }
 
     fn position(&self) -> usize {
@@ -69,9 +57,7 @@ impl<'a> Cursor<'a> {
     /// An error at this position.
     pub(crate) fn fail(&self, problem: Problem) -> Error {
         match self.shift {
-            Some(shift) => self
-                .origin
-                .fail(shift.saturating_add(self.position()), problem),
+            Some(shift) => self.origin.fail(shift.saturating_add(self.position()), problem),
             None => Error::Corrupt {
                 place: Place {
                     file: self.origin.file.clone(),
@@ -84,43 +70,24 @@ impl<'a> Cursor<'a> {
     }
 
     /// An error: `found` is not what the format allows.
-    pub(crate) fn unexpected(
-        &self,
-        what: &'static str,
-        expected: impl ToString,
-        found: u64,
-    ) -> Error {
-        self.fail(Problem::Value {
-            what,
-            expected: expected.to_string(),
-            found,
-        })
+    pub(crate) fn unexpected(&self, what: &'static str, expected: impl ToString, found: u64) -> Error {
+        self.fail(Problem::Value { what, expected: expected.to_string(), found })
     }
 
     /// The next `n` bytes.
     pub(crate) fn take(&mut self, n: u64, what: &'static str) -> Result<&'a [u8]> {
-        let split = usize::try_from(n)
-            .ok()
-            .and_then(|n| self.rest.split_at_checked(n));
-        let (taken, rest) = split.ok_or_else(|| {
-            self.fail(Problem::Truncated {
-                what,
-                needed: n,
-                left: self.left(),
-            })
-        })?;
+        let split = usize::try_from(n).ok().and_then(|n| self.rest.split_at_checked(n));
+        let (taken, rest) =
+            split.ok_or_else(|| self.fail(Problem::Truncated { what, needed: n, left: self.left() }))?;
         self.rest = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
-        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| {
-            self.fail(Problem::Truncated {
-                what,
-                needed: N as u64,
-                left: self.left(),
-            })
-        })?;
+        let (taken, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or_else(|| self.fail(Problem::Truncated { what, needed: N as u64, left: self.left() }))?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -153,11 +120,9 @@ impl<'a> Cursor<'a> {
     fn varint(&mut self, what: &'static str, bits: u32) -> Result<u64> {
         let (value, rest) = varint::decode(self.rest, bits).map_err(|reason| {
             self.fail(match reason {
-                Unreadable::Truncated => Problem::Truncated {
-                    what,
-                    needed: self.left().saturating_add(1),
-                    left: self.left(),
-                },
+                Unreadable::Truncated => {
+                    Problem::Truncated { what, needed: self.left().saturating_add(1), left: self.left() }
+                }
                 Unreadable::TooLarge => Problem::Varint { what, bits },
             })
         })?;
@@ -187,11 +152,7 @@ impl<'a> Cursor<'a> {
         let needed = n.saturating_mul(each);
         match usize::try_from(n) {
             Ok(n) if needed <= self.left() => Ok(n),
-            _ => Err(self.fail(Problem::Truncated {
-                what,
-                needed,
-                left: self.left(),
-            })),
+            _ => Err(self.fail(Problem::Truncated { what, needed, left: self.left() })),
         }
     }
 

@@ -86,45 +86,24 @@ impl Database {
     /// # Errors
     /// As [`Database::open`]; [`Error::Generation`] where the database does not hold it.
     pub fn open_generation(dir: impl AsRef<Path>, generation: u64) -> Result<Self> {
-        Self::open_store(
-            Store::Directory(dir.as_ref().to_path_buf()),
-            Some(generation),
-        )
+        Self::open_store(Store::Directory(dir.as_ref().to_path_buf()), Some(generation))
     }
 
     pub(crate) fn open_store(store: Store, generation: Option<u64>) -> Result<Self> {
         let (manifest, config, newest, older) = read_manifest(&store)?;
         let versions = match generation {
             // The older ones are of no use for the newest or for any that stands beside it.
-            Some(wanted)
-                if newest
-                    .first()
-                    .is_some_and(|first| wanted < first.generation) =>
-            {
+            Some(wanted) if newest.first().is_some_and(|first| wanted < first.generation) => {
                 walk::versions(&store, &manifest, &config, &older, &newest)?
             }
             _ => newest.clone(),
         };
         let last = newest.last().map_or(0, |version| version.generation);
         let wanted = generation.unwrap_or(last);
-        let version = versions
-            .into_iter()
-            .find(|version| version.generation == wanted);
-        let version = version.ok_or_else(|| Error::Generation {
-            file: store.name(&manifest),
-            wanted,
-            newest: last,
-        })?;
+        let version = versions.into_iter().find(|version| version.generation == wanted);
+        let version = version.ok_or_else(|| Error::Generation { file: store.name(&manifest), wanted, newest: last })?;
         let entries = walk::entries(&store, &manifest, &config, &version)?;
-        Ok(Self {
-            store,
-            manifest,
-            config,
-            newest,
-            older,
-            version,
-            entries,
-        })
+        Ok(Self { store, manifest, config, newest, older, version, entries })
     }
 
     /// The database's settings.
@@ -142,13 +121,7 @@ impl Database {
     /// # Errors
     /// A damaged node of the version tree.
     pub fn versions(&self) -> Result<Vec<Version>> {
-        walk::versions(
-            &self.store,
-            &self.manifest,
-            &self.config,
-            &self.older,
-            &self.newest,
-        )
+        walk::versions(&self.store, &self.manifest, &self.config, &self.older, &self.newest)
     }
 
     /// All entries, sorted by key.
@@ -158,9 +131,7 @@ impl Database {
 
     /// The entries whose keys begin with `prefix`.
     pub fn entries_with_prefix(&self, prefix: &[u8]) -> &[Entry] {
-        let start = self
-            .entries
-            .partition_point(|entry| entry.key.as_slice() < prefix);
+        let start = self.entries.partition_point(|entry| entry.key.as_slice() < prefix);
         let rest = self.entries.get(start..).unwrap_or_default();
         let n = rest.partition_point(|entry| entry.key.starts_with(prefix));
         rest.get(..n).unwrap_or_default()
@@ -168,10 +139,7 @@ impl Database {
 
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Option<&Value> {
-        let index = self
-            .entries
-            .binary_search_by(|entry| entry.key.as_slice().cmp(key))
-            .ok()?;
+        let index = self.entries.binary_search_by(|entry| entry.key.as_slice().cmp(key)).ok()?;
         self.entries.get(index).map(|entry| &entry.value)
     }
 
@@ -207,15 +175,8 @@ impl Database {
     }
 
     fn locate<'v>(&self, value: &'v Value, offset: u64, length: u64) -> Result<Part<'v>> {
-        let outside = || Error::Range {
-            offset,
-            length,
-            value_length: value.len(),
-        };
-        let end = offset
-            .checked_add(length)
-            .filter(|end| *end <= value.len())
-            .ok_or_else(outside)?;
+        let outside = || Error::Range { offset, length, value_length: value.len() };
+        let end = offset.checked_add(length).filter(|end| *end <= value.len()).ok_or_else(outside)?;
         match value {
             Value::Inline(bytes) => {
                 let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
@@ -223,11 +184,7 @@ impl Database {
                 part.map(Part::Memory).ok_or_else(outside)
             }
             Value::Indirect { length: 0, .. } => Ok(Part::Memory(&[])),
-            Value::Indirect {
-                file,
-                offset: start,
-                ..
-            } => {
+            Value::Indirect { file, offset: start, .. } => {
                 let offset = start.checked_add(offset).ok_or_else(outside)?;
                 Ok(Part::File { file, offset })
             }
@@ -242,15 +199,9 @@ enum Part<'v> {
 
 fn read_one(store: &Store, path: &str) -> Result<(Manifest, Origin)> {
     let blob = store.open(path)?;
-    let origin = Origin {
-        file: blob.name.clone(),
-        start: 0,
-    };
+    let origin = Origin { file: blob.name.clone(), start: 0 };
     if blob.size > MAX_MANIFEST_BYTES {
-        let problem = Problem::Limit {
-            what: "bytes of a manifest",
-            limit: MAX_MANIFEST_BYTES,
-        };
+        let problem = Problem::Limit { what: "bytes of a manifest", limit: MAX_MANIFEST_BYTES };
         return Err(origin.fail(0, problem));
     }
     let size = blob.size;
@@ -263,10 +214,7 @@ type Versions = (String, Config, Vec<Version>, Vec<VersionChild>);
 /// Reads the manifest, and where it is of the numbered kind the newest numbered one. Never falls back to an older one.
 fn read_manifest(store: &Store) -> Result<Versions> {
     let (top, _) = read_one(store, MANIFEST).map_err(|error| match error {
-        Error::Missing { file, .. } => Error::Missing {
-            file,
-            hint: " (every OCDBT database has one)",
-        },
+        Error::Missing { file, .. } => Error::Missing { file, hint: " (every OCDBT database has one)" },
         error => error,
     })?;
     if let Content::Single { versions, nodes } = top.content {
@@ -285,10 +233,7 @@ fn read_manifest(store: &Store) -> Result<Versions> {
     if numbered.config != top.config {
         return Err(differs("configuration"));
     }
-    if versions
-        .last()
-        .is_none_or(|version| version.generation != number)
-    {
+    if versions.last().is_none_or(|version| version.generation != number) {
         return Err(differs("newest generation"));
     }
     Ok((path, top.config, versions, nodes))

@@ -74,53 +74,24 @@ impl Body<'_> {
 }
 
 /// Opens the envelope that `piece` is; its body may have at most `cap` bytes.
-pub(crate) fn open<'a>(
-    piece: &'a [u8],
-    origin: &'a Origin,
-    kind: Kind,
-    cap: u64,
-) -> Result<Body<'a>> {
+pub(crate) fn open<'a>(piece: &'a [u8], origin: &'a Origin, kind: Kind, cap: u64) -> Result<Body<'a>> {
     let length = piece.len() as u64;
     if length < MIN_BYTES {
-        return Err(origin.fail(
-            0,
-            Problem::Truncated {
-                what: kind.name(),
-                needed: MIN_BYTES,
-                left: length,
-            },
-        ));
+        return Err(origin.fail(0, Problem::Truncated { what: kind.name(), needed: MIN_BYTES, left: length }));
     }
     let mut cursor = Cursor::new(piece, origin, Some(0));
     let found = cursor.u32be("magic number")?;
     if found != kind.magic() {
-        return Err(origin.fail(
-            0,
-            Problem::Magic {
-                what: kind.name(),
-                expected: kind.magic(),
-                found,
-            },
-        ));
+        return Err(origin.fail(0, Problem::Magic { what: kind.name(), expected: kind.magic(), found }));
     }
     let stated = cursor.u64le("length")?;
     if stated != length {
-        return Err(origin.fail(
-            4,
-            Problem::Length {
-                expected: length,
-                found: stated,
-            },
-        ));
+        return Err(origin.fail(4, Problem::Length { expected: length, found: stated }));
     }
 
     let end = piece.len().saturating_sub(CRC_BYTES);
     let (signed, crc) = piece.split_at_checked(end).unwrap_or_default();
-    let stored = crc
-        .first_chunk()
-        .copied()
-        .map(u32::from_le_bytes)
-        .unwrap_or_default();
+    let stored = crc.first_chunk().copied().map(u32::from_le_bytes).unwrap_or_default();
     let computed = crc32c::crc32c(signed);
     if stored != computed {
         return Err(origin.fail(end, Problem::Checksum { stored, computed }));
@@ -135,22 +106,11 @@ pub(crate) fn open<'a>(
     let compression = cursor.varint32("compression")?;
     let shift = signed.len().saturating_sub(cursor.rest().len());
     match compression {
-        0 if cursor.left() > cap => Err(cursor.fail(Problem::Limit {
-            what: "bytes of one body",
-            limit: cap,
-        })),
-        0 => Ok(Body {
-            bytes: Cow::Borrowed(cursor.rest()),
-            shift: Some(shift),
-            origin,
-        }),
+        0 if cursor.left() > cap => Err(cursor.fail(Problem::Limit { what: "bytes of one body", limit: cap })),
+        0 => Ok(Body { bytes: Cow::Borrowed(cursor.rest()), shift: Some(shift), origin }),
         1 => {
             let bytes = decompress(cursor.rest(), cap).map_err(|problem| cursor.fail(problem))?;
-            Ok(Body {
-                bytes: Cow::Owned(bytes),
-                shift: None,
-                origin,
-            })
+            Ok(Body { bytes: Cow::Owned(bytes), shift: None, origin })
         }
         other => Err(cursor.unexpected("compression", "0 (none) or 1 (zstd)", other.into())),
     }
@@ -159,23 +119,12 @@ pub(crate) fn open<'a>(
 /// Decompresses exactly one zstd frame of at most `cap` bytes. The size a frame claims is not believed: output grows as it comes.
 fn decompress(frame: &[u8], cap: u64) -> Result<Vec<u8>, Problem> {
     let broken = |error: std::io::Error| Problem::Zstd(error.to_string());
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame)
-        .map_err(broken)?
-        .single_frame();
-    decoder
-        .window_log_max(MAX_ZSTD_WINDOW_LOG2)
-        .map_err(broken)?;
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(broken)?.single_frame();
+    decoder.window_log_max(MAX_ZSTD_WINDOW_LOG2).map_err(broken)?;
     let mut bytes = Vec::new();
-    decoder
-        .by_ref()
-        .take(cap.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(broken)?;
+    decoder.by_ref().take(cap.saturating_add(1)).read_to_end(&mut bytes).map_err(broken)?;
     if bytes.len() as u64 > cap {
-        return Err(Problem::Limit {
-            what: "bytes of one decompressed body",
-            limit: cap,
-        });
+        return Err(Problem::Limit { what: "bytes of one decompressed body", limit: cap });
     }
     match decoder.finish().len() {
         0 => Ok(bytes),

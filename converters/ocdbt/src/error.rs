@@ -59,9 +59,7 @@ pub enum Error {
         found: &'static str,
     },
     /// A byte range that its file does not hold.
-    #[error(
-        "{file}: byte {offset}: expected {length} bytes, but the file has {size} in all (truncated?)"
-    )]
+    #[error("{file}: byte {offset}: expected {length} bytes, but the file has {size} in all (truncated?)")]
     Outside {
         /// Path of the file.
         file: Arc<str>,
@@ -76,9 +74,7 @@ pub enum Error {
     #[error("{0}")]
     UnsafePath(Problem),
     /// A part of a value that the value does not have.
-    #[error(
-        "value of {value_length} bytes: range of {length} bytes from byte {offset} is not inside it"
-    )]
+    #[error("value of {value_length} bytes: range of {length} bytes from byte {offset} is not inside it")]
     Range {
         /// First byte asked for.
         offset: u64,
@@ -88,9 +84,7 @@ pub enum Error {
         value_length: u64,
     },
     /// A generation that the database does not hold (any more).
-    #[error(
-        "{file}: generation {wanted} is not in the database, whose newest is {newest}; `versions` lists them"
-    )]
+    #[error("{file}: generation {wanted} is not in the database, whose newest is {newest}; `versions` lists them")]
     Generation {
         /// Path of the manifest.
         file: Arc<str>,
@@ -108,9 +102,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Writing: the directory already holds something.
-    #[error(
-        "{dir}: expected an absent or empty directory for a new database, found {found:?} in it"
-    )]
+    #[error("{dir}: expected an absent or empty directory for a new database, found {found:?} in it")]
     NotEmpty {
         /// The directory.
         dir: Arc<str>,
@@ -245,9 +237,7 @@ pub enum Problem {
         previous: u64,
     },
     /// A shared path prefix that reaches over the end of a base path.
-    #[error(
-        "data file {index}: shares {prefix} bytes with the previous path across two different base paths"
-    )]
+    #[error("data file {index}: shares {prefix} bytes with the previous path across two different base paths")]
     BasePath {
         /// Index in the table.
         index: usize,
@@ -283,9 +273,7 @@ pub enum Problem {
         reason: &'static str,
     },
     /// Tree nodes are reached more than once: not a tree.
-    #[error(
-        "B+tree nodes of {length} bytes visited in a file of {size} bytes: nodes are shared, so this is no tree"
-    )]
+    #[error("B+tree nodes of {length} bytes visited in a file of {size} bytes: nodes are shared, so this is no tree")]
     Shared {
         /// Bytes of nodes visited in this file.
         length: u64,
@@ -307,12 +295,7 @@ pub enum Problem {
 
 /// Bytes as readable text, cut at 80 bytes.
 pub(crate) fn escape(bytes: &[u8]) -> String {
-    let mut text: String = bytes
-        .iter()
-        .take(80)
-        .flat_map(|b| std::ascii::escape_default(*b))
-        .map(char::from)
-        .collect();
+    let mut text: String = bytes.iter().take(80).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     if bytes.len() > 80 {
         text.push('…');
     }

@@ -18,10 +18,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 /// Judges a data file's path: relative, inside the directory, and the same on every system.
 pub(crate) fn check(path: &[u8]) -> Result<&str, Problem> {
-    let refuse = |reason| Problem::UnsafePath {
-        path: escape(path),
-        reason,
-    };
+    let refuse = |reason| Problem::UnsafePath { path: escape(path), reason };
     let text = std::str::from_utf8(path).map_err(|_| refuse("expected UTF-8"))?;
     if text.is_empty() {
         return Err(refuse("expected a path, found nothing"));
@@ -33,9 +30,7 @@ pub(crate) fn check(path: &[u8]) -> Result<&str, Problem> {
         return Err(refuse("expected no NUL and no backslash"));
     }
     if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(refuse(
-            "expected a relative path without empty, \".\" or \"..\" components",
-        ));
+        return Err(refuse("expected a relative path without empty, \".\" or \"..\" components"));
     }
     Ok(text)
 }
@@ -70,10 +65,7 @@ pub(crate) fn display(path: &Path) -> Arc<str> {
 
 /// An operating system error, with its path.
 pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Io {
-        file: display(path),
-        source,
-    }
+    move |source| Error::Io { file: display(path), source }
 }
 
 impl Store {
@@ -92,15 +84,8 @@ impl Store {
         match self {
             Store::Directory(root) => open_regular(root, path, name),
             Store::Memory(files) => {
-                let bytes = files.get(path).ok_or(Error::Missing {
-                    file: name.clone(),
-                    hint: "",
-                })?;
-                Ok(Blob {
-                    name,
-                    size: bytes.len() as u64,
-                    bytes: Bytes::Memory(bytes),
-                })
+                let bytes = files.get(path).ok_or(Error::Missing { file: name.clone(), hint: "" })?;
+                Ok(Blob { name, size: bytes.len() as u64, bytes: Bytes::Memory(bytes) })
             }
         }
     }
@@ -125,12 +110,9 @@ impl Store {
 fn number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("manifest.")?;
     let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    let well_formed = digits.len() == 16
-        && digits.bytes().all(lower_hex)
-        && digits.starts_with(|c: char| c.is_ascii_digit());
-    let number = u64::from_str_radix(digits, 16)
-        .ok()
-        .filter(|_| well_formed)?;
+    let well_formed =
+        digits.len() == 16 && digits.bytes().all(lower_hex) && digits.starts_with(|c: char| c.is_ascii_digit());
+    let number = u64::from_str_radix(digits, 16).ok().filter(|_| well_formed)?;
     (number > 0).then_some(number)
 }
 
@@ -149,24 +131,15 @@ fn open_regular<'a>(root: &Path, path: &str, name: Arc<str>) -> Result<Blob<'a>>
     let mut full = root.to_path_buf();
     let mut components = path.split('/').peekable();
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing {
-            file: name.clone(),
-            hint: "",
-        },
-        _ => Error::Io {
-            file: name.clone(),
-            source,
-        },
+        io::ErrorKind::NotFound => Error::Missing { file: name.clone(), hint: "" },
+        _ => Error::Io { file: name.clone(), source },
     };
     while let Some(component) = components.next() {
         full.push(component);
         let metadata = fs::symlink_metadata(&full).map_err(failed)?;
         let last = components.peek().is_none();
         if metadata.is_symlink() || (last && !metadata.is_file()) {
-            return Err(Error::NotAFile {
-                file: display(&full),
-                found: kind(&metadata),
-            });
+            return Err(Error::NotAFile { file: display(&full), found: kind(&metadata) });
         }
     }
     // What was looked at may have been replaced since: the flags keep the open itself safe, the handle is asked again.
@@ -180,16 +153,9 @@ fn open_regular<'a>(root: &Path, path: &str, name: Arc<str>) -> Result<Blob<'a>>
     let file = options.open(&full).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(Error::NotAFile {
-            file: name,
-            found: kind(&metadata),
-        });
+        return Err(Error::NotAFile { file: name, found: kind(&metadata) });
     }
-    Ok(Blob {
-        name,
-        size: metadata.len(),
-        bytes: Bytes::File(file),
-    })
+    Ok(Blob { name, size: metadata.len(), bytes: Bytes::File(file) })
 }
 
 impl<'a> Blob<'a> {
@@ -197,12 +163,7 @@ impl<'a> Blob<'a> {
     pub(crate) fn expect(&self, offset: u64, length: u64) -> Result<()> {
         match offset.checked_add(length) {
             Some(end) if end <= self.size => Ok(()),
-            _ => Err(Error::Outside {
-                file: self.name.clone(),
-                offset,
-                length,
-                size: self.size,
-            }),
+            _ => Err(Error::Outside { file: self.name.clone(), offset, length, size: self.size }),
         }
     }
 
@@ -210,14 +171,10 @@ impl<'a> Blob<'a> {
     pub(crate) fn read(self, offset: u64, length: u64) -> Result<Vec<u8>> {
         let name = self.name.clone();
         let mut reader = self.stream(offset, length)?;
-        let length = usize::try_from(length).map_err(|_| Error::Io {
-            file: name.clone(),
-            source: io::ErrorKind::OutOfMemory.into(),
-        })?;
+        let length = usize::try_from(length)
+            .map_err(|_| Error::Io { file: name.clone(), source: io::ErrorKind::OutOfMemory.into() })?;
         let mut bytes = vec![0; length];
-        reader
-            .read_exact(&mut bytes)
-            .map_err(|source| Error::Io { file: name, source })?;
+        reader.read_exact(&mut bytes).map_err(|source| Error::Io { file: name, source })?;
         Ok(bytes)
     }
 
@@ -235,18 +192,9 @@ impl<'a> Blob<'a> {
             }
             Bytes::File(mut file) => {
                 let name = self.name;
-                file.seek(SeekFrom::Start(offset))
-                    .map_err(|source| Error::Io {
-                        file: name.clone(),
-                        source,
-                    })?;
-                let capacity =
-                    usize::try_from(length).map_or(BUFFER_BYTES, |length| length.min(BUFFER_BYTES));
-                Ok(Box::new(Range {
-                    inner: BufReader::with_capacity(capacity, file),
-                    left: length,
-                    name,
-                }))
+                file.seek(SeekFrom::Start(offset)).map_err(|source| Error::Io { file: name.clone(), source })?;
+                let capacity = usize::try_from(length).map_or(BUFFER_BYTES, |length| length.min(BUFFER_BYTES));
+                Ok(Box::new(Range { inner: BufReader::with_capacity(capacity, file), left: length, name }))
             }
         }
     }
@@ -268,10 +216,7 @@ impl Read for Range {
         }
         let n = self.inner.read(buffer)?;
         if n == 0 {
-            let text = format!(
-                "{}: ends {} bytes before the end of the value",
-                self.name, self.left
-            );
+            let text = format!("{}: ends {} bytes before the end of the value", self.name, self.left);
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
         }
         self.left = self.left.saturating_sub(n as u64);

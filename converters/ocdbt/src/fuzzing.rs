@@ -16,10 +16,7 @@ use crate::version::VersionNode;
 const CAP: u64 = 16 << 20;
 
 fn origin() -> Origin {
-    Origin {
-        file: "fuzz".into(),
-        start: 0,
-    }
+    Origin { file: "fuzz".into(), start: 0 }
 }
 
 fn both_ways(bytes: &[u8], kind: Kind, check: impl Fn(&[u8])) {
@@ -100,9 +97,7 @@ fn unpack(mut archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let (path, rest) = rest.split_at_checked(path.into()).unwrap_or((rest, &[]));
         let (bytes, rest) = rest.split_at_checked(length).unwrap_or((rest, &[]));
         archive = rest;
-        let file = files
-            .entry(String::from_utf8_lossy(path).into_owned())
-            .or_default();
+        let file = files.entry(String::from_utf8_lossy(path).into_owned()).or_default();
         let kind = match kind {
             1 => Kind::Manifest,
             2 => Kind::Node,

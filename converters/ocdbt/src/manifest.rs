@@ -33,10 +33,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Versions stand in this file.
-    Single {
-        versions: Vec<Version>,
-        nodes: Vec<VersionChild>,
-    },
+    Single { versions: Vec<Version>, nodes: Vec<VersionChild> },
     /// Versions stand in `manifest.<generation>`, the largest of which counts.
     Numbered,
 }
@@ -53,11 +50,7 @@ impl Config {
         let uuid = cursor.uuid("uuid")?;
         let kind = cursor.u8("manifest kind")?;
         if kind > 1 {
-            return Err(cursor.unexpected(
-                "manifest kind",
-                "0 (single) or 1 (numbered)",
-                kind.into(),
-            ));
+            return Err(cursor.unexpected("manifest kind", "0 (single) or 1 (numbered)", kind.into()));
         }
         let max_inline_value_bytes = cursor.varint32("max_inline_value_bytes")?;
         let max_decoded_node_bytes = cursor.varint32("max_decoded_node_bytes")?;
@@ -68,24 +61,13 @@ impl Config {
         }
         let compression = match cursor.varint32("compression method")? {
             0 => Compression::None,
-            1 => Compression::Zstd {
-                level: cursor.i32le("zstd level")?,
-            },
+            1 => Compression::Zstd { level: cursor.i32le("zstd level")? },
             other => {
-                return Err(cursor.unexpected(
-                    "compression method",
-                    "0 (none) or 1 (zstd)",
-                    other.into(),
-                ));
+                return Err(cursor.unexpected("compression method", "0 (none) or 1 (zstd)", other.into()));
             }
         };
-        let config = Self {
-            uuid,
-            max_inline_value_bytes,
-            max_decoded_node_bytes,
-            version_tree_arity_log2,
-            compression,
-        };
+        let config =
+            Self { uuid, max_inline_value_bytes, max_decoded_node_bytes, version_tree_arity_log2, compression };
         Ok((config, kind))
     }
 
@@ -108,10 +90,7 @@ impl Config {
     pub(crate) fn node_cap(&self) -> u64 {
         match u64::from(self.max_decoded_node_bytes) {
             0 => MAX_NODE_BYTES,
-            limit => limit
-                .saturating_mul(2)
-                .saturating_add(4 << 20)
-                .min(MAX_NODE_BYTES),
+            limit => limit.saturating_mul(2).saturating_add(4 << 20).min(MAX_NODE_BYTES),
         }
     }
 }

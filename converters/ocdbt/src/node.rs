@@ -34,11 +34,7 @@ impl Statistics {
             .into_iter()
             .zip(tree_bytes)
             .zip(indirect)
-            .map(|((keys, tree_bytes), indirect_value_bytes)| Self {
-                keys,
-                tree_bytes,
-                indirect_value_bytes,
-            })
+            .map(|((keys, tree_bytes), indirect_value_bytes)| Self { keys, tree_bytes, indirect_value_bytes })
             .collect())
     }
 
@@ -52,9 +48,7 @@ impl Statistics {
         Self {
             keys: self.keys.saturating_add(other.keys),
             tree_bytes: self.tree_bytes.saturating_add(other.tree_bytes),
-            indirect_value_bytes: self
-                .indirect_value_bytes
-                .saturating_add(other.indirect_value_bytes),
+            indirect_value_bytes: self.indirect_value_bytes.saturating_add(other.indirect_value_bytes),
         }
     }
 }
@@ -102,28 +96,14 @@ impl Node {
     /// First and last key, relative.
     pub(crate) fn bounds(&self) -> (&[u8], &[u8]) {
         let (first, last) = match self {
-            Node::Leaf(entries) => (
-                entries.first().map(|e| &e.key),
-                entries.last().map(|e| &e.key),
-            ),
-            Node::Interior { children, .. } => (
-                children.first().map(|c| &c.key),
-                children.last().map(|c| &c.key),
-            ),
+            Node::Leaf(entries) => (entries.first().map(|e| &e.key), entries.last().map(|e| &e.key)),
+            Node::Interior { children, .. } => (children.first().map(|c| &c.key), children.last().map(|c| &c.key)),
         };
-        (
-            first.map_or(&[], Vec::as_slice),
-            last.map_or(&[], Vec::as_slice),
-        )
+        (first.map_or(&[], Vec::as_slice), last.map_or(&[], Vec::as_slice))
     }
 
     /// Reads a node from all its bytes, envelope included; also the bytes of its decompressed body, which must not pass `cap`.
-    pub(crate) fn decode(
-        piece: &[u8],
-        origin: &Origin,
-        transitive: &[u8],
-        cap: u64,
-    ) -> Result<(Self, u64)> {
+    pub(crate) fn decode(piece: &[u8], origin: &Origin, transitive: &[u8], cap: u64) -> Result<(Self, u64)> {
         let body = envelope::open(piece, origin, Kind::Node, cap)?;
         let mut cursor = body.cursor();
         let height = cursor.u8("height")?;
@@ -137,11 +117,7 @@ impl Node {
         let mut prefixes = vec![0];
         prefixes.extend(cursor.column16(n.saturating_sub(1), "shared key prefix")?);
         let suffixes = cursor.column16(n, "key suffix length")?;
-        let commons = if height > 0 {
-            cursor.column16(n, "subtree prefix length")?
-        } else {
-            Vec::new()
-        };
+        let commons = if height > 0 { cursor.column16(n, "subtree prefix length")? } else { Vec::new() };
         let keys = decode_keys(&mut cursor, &prefixes, &suffixes)?;
         let node = if height > 0 {
             let children = decode_children(&mut cursor, &table, keys, commons)?;
@@ -171,11 +147,7 @@ impl Node {
                 varint::encode(entries.len() as u64, &mut out);
                 encode_keys(entries.iter().map(|e| e.key.as_slice()), None, &mut out);
                 varint::encode_all(entries.iter().map(|e| e.value.len()), &mut out);
-                out.extend(
-                    entries
-                        .iter()
-                        .map(|e| u8::from(matches!(e.value, Stored::Indirect(_)))),
-                );
+                out.extend(entries.iter().map(|e| u8::from(matches!(e.value, Stored::Indirect(_)))));
                 varint::encode_all(indirect.clone().map(|l| table.index(&l.file)), &mut out);
                 varint::encode_all(indirect.map(|l| l.offset), &mut out);
                 for entry in entries {
@@ -190,11 +162,7 @@ impl Node {
                 table.encode(&mut out);
                 varint::encode(children.len() as u64, &mut out);
                 let commons: Vec<u16> = children.iter().map(|child| child.shared).collect();
-                encode_keys(
-                    children.iter().map(|c| c.key.as_slice()),
-                    Some(&commons),
-                    &mut out,
-                );
+                encode_keys(children.iter().map(|c| c.key.as_slice()), Some(&commons), &mut out);
                 table.encode_references(locations, &mut out);
                 Statistics::encode_all(children.iter().map(|child| child.statistics), &mut out);
             }
@@ -212,22 +180,14 @@ impl Stored {
     }
 }
 
-fn decode_keys(
-    cursor: &mut Cursor<'_>,
-    prefixes: &[u16],
-    suffixes: &[u16],
-) -> Result<Vec<Vec<u8>>> {
+fn decode_keys(cursor: &mut Cursor<'_>, prefixes: &[u16], suffixes: &[u16]) -> Result<Vec<Vec<u8>>> {
     let mut keys: Vec<Vec<u8>> = Vec::with_capacity(suffixes.len());
     let mut written_out = 0u64;
     for (index, (&prefix, &suffix)) in prefixes.iter().zip(suffixes).enumerate() {
         let previous = keys.last().map(Vec::as_slice);
         let Some(start) = previous.unwrap_or_default().get(..usize::from(prefix)) else {
             let (prefix, previous) = (prefix.into(), previous.unwrap_or_default().len() as u64);
-            return Err(cursor.fail(Problem::Prefix {
-                what: "key",
-                prefix,
-                previous,
-            }));
+            return Err(cursor.fail(Problem::Prefix { what: "key", prefix, previous }));
         };
         let key = [start, cursor.take(suffix.into(), "key suffixes")?].concat();
         if key.len() > MAX_KEY_BYTES {
@@ -236,49 +196,28 @@ fn decode_keys(
         written_out = written_out.saturating_add(key.len() as u64);
         if written_out > MAX_NODE_KEY_BYTES {
             let limit = MAX_NODE_KEY_BYTES;
-            return Err(cursor.fail(Problem::Limit {
-                what: "bytes of the keys of one node",
-                limit,
-            }));
+            return Err(cursor.fail(Problem::Limit { what: "bytes of the keys of one node", limit }));
         }
         if let Some(previous) = previous
             && previous >= key.as_slice()
         {
             let detail = format!("\"{}\" after \"{}\"", escape(&key), escape(previous));
-            return Err(cursor.fail(Problem::Order {
-                what: "key",
-                index,
-                detail,
-            }));
+            return Err(cursor.fail(Problem::Order { what: "key", index, detail }));
         }
         keys.push(key);
     }
     Ok(keys)
 }
 
-fn encode_keys<'a>(
-    keys: impl Iterator<Item = &'a [u8]> + Clone,
-    commons: Option<&[u16]>,
-    out: &mut Vec<u8>,
-) {
-    let prefixes: Vec<usize> = keys
-        .clone()
-        .zip(keys.clone().skip(1))
-        .map(|(a, b)| shared(a, b))
-        .collect();
+fn encode_keys<'a>(keys: impl Iterator<Item = &'a [u8]> + Clone, commons: Option<&[u16]>, out: &mut Vec<u8>) {
+    let prefixes: Vec<usize> = keys.clone().zip(keys.clone().skip(1)).map(|(a, b)| shared(a, b)).collect();
     let suffixes: Vec<&[u8]> = keys
         .zip(std::iter::once(&0).chain(&prefixes))
         .map(|(key, &prefix)| key.get(prefix..).unwrap_or_default())
         .collect();
     varint::encode_all(prefixes.iter().map(|prefix| *prefix as u64), out);
     varint::encode_all(suffixes.iter().map(|suffix| suffix.len() as u64), out);
-    varint::encode_all(
-        commons
-            .into_iter()
-            .flatten()
-            .map(|common| u64::from(*common)),
-        out,
-    );
+    varint::encode_all(commons.into_iter().flatten().map(|common| u64::from(*common)), out);
     for suffix in suffixes {
         out.extend_from_slice(suffix);
     }
@@ -303,20 +242,11 @@ fn decode_children(
         .into_iter()
         .zip(commons)
         .zip(locations.into_iter().zip(statistics))
-        .map(|((key, shared), (location, statistics))| Child {
-            key,
-            shared,
-            location,
-            statistics,
-        })
+        .map(|((key, shared), (location, statistics))| Child { key, shared, location, statistics })
         .collect())
 }
 
-fn decode_values(
-    cursor: &mut Cursor<'_>,
-    table: &Table,
-    keys: Vec<Vec<u8>>,
-) -> Result<Vec<LeafEntry>> {
+fn decode_values(cursor: &mut Cursor<'_>, table: &Table, keys: Vec<Vec<u8>>) -> Result<Vec<LeafEntry>> {
     let n = keys.len();
     let lengths = cursor.column64(n, "value length")?;
     let kinds = cursor.take(n as u64, "value kinds")?;
@@ -333,18 +263,10 @@ fn decode_values(
         let value = if let Some((index, offset)) = reference {
             let file = table.file(cursor, index)?;
             check_range(cursor, offset, length, "value")?;
-            Stored::Indirect(Location {
-                file,
-                offset,
-                length,
-            })
+            Stored::Indirect(Location { file, offset, length })
         } else {
             if length > u64::from(MAX_INLINE_VALUE_BYTES) {
-                return Err(cursor.unexpected(
-                    "bytes of an inline value",
-                    "at most 1048576",
-                    length,
-                ));
+                return Err(cursor.unexpected("bytes of an inline value", "at most 1048576", length));
             }
             Stored::Inline(cursor.take(length, "inline value")?.to_vec())
         };

@@ -54,10 +54,7 @@ impl Table {
         let n = cursor.varint64("number of data files")?;
         cursor.expect_room(n, 2, "data file table")?;
         if n > MAX_TABLE_FILES {
-            return Err(cursor.fail(Problem::Limit {
-                what: "files of one table",
-                limit: MAX_TABLE_FILES,
-            }));
+            return Err(cursor.fail(Problem::Limit { what: "files of one table", limit: MAX_TABLE_FILES }));
         }
         let n = cursor.expect_room(n, 2, "data file table")?;
         let mut prefixes = vec![0];
@@ -69,50 +66,31 @@ impl Table {
         let mut written_out = 0u64;
         let mut path: Vec<u8> = Vec::new();
         let mut previous_base = 0u16;
-        for (index, ((&prefix, &suffix), &base)) in
-            prefixes.iter().zip(&suffixes).zip(&bases).enumerate()
-        {
+        for (index, ((&prefix, &suffix), &base)) in prefixes.iter().zip(&suffixes).zip(&bases).enumerate() {
             if usize::from(prefix) > path.len() {
                 let (prefix, previous) = (prefix.into(), path.len() as u64);
-                return Err(cursor.fail(Problem::Prefix {
-                    what: "data file path",
-                    prefix,
-                    previous,
-                }));
+                return Err(cursor.fail(Problem::Prefix { what: "data file path", prefix, previous }));
             }
             if prefix > previous_base.min(base) && previous_base != base {
-                return Err(cursor.fail(Problem::BasePath {
-                    index,
-                    prefix: prefix.into(),
-                }));
+                return Err(cursor.fail(Problem::BasePath { index, prefix: prefix.into() }));
             }
             path.truncate(prefix.into());
             path.extend_from_slice(cursor.take(suffix.into(), "path suffixes")?);
             let full = path.len().saturating_add(transitive.len());
             if full > MAX_KEY_BYTES {
-                return Err(cursor.unexpected(
-                    "bytes of a data file path",
-                    "at most 65535",
-                    full as u64,
-                ));
+                return Err(cursor.unexpected("bytes of a data file path", "at most 65535", full as u64));
             }
             written_out = written_out.saturating_add(full as u64);
             if written_out > MAX_TABLE_PATH_BYTES {
                 let limit = MAX_TABLE_PATH_BYTES;
-                return Err(cursor.fail(Problem::Limit {
-                    what: "bytes of the paths of one table",
-                    limit,
-                }));
+                return Err(cursor.fail(Problem::Limit { what: "bytes of the paths of one table", limit }));
             }
             let Some((own_base, relative)) = path.split_at_checked(base.into()) else {
                 let expected = format!("at most the {} bytes of the path", path.len());
                 return Err(cursor.unexpected("base path length", expected, base.into()));
             };
             let base_path = [transitive, own_base].concat();
-            files.push(Arc::new(FilePath {
-                base: base_path,
-                relative: relative.to_vec(),
-            }));
+            files.push(Arc::new(FilePath { base: base_path, relative: relative.to_vec() }));
             previous_base = base;
         }
         Ok(Self { files })
@@ -125,9 +103,7 @@ impl Table {
             .into_iter()
             .map(|reference| reference.map_or_else(|| nowhere.clone(), |r| r.file.clone()))
             .collect();
-        Self {
-            files: unique.into_iter().collect(),
-        }
+        Self { files: unique.into_iter().collect() }
     }
 
     /// Writes the table.
@@ -138,10 +114,7 @@ impl Table {
             .windows(2)
             .map(|pair| match pair {
                 // Shared bytes may reach past the base path only where both have the same one.
-                [a, b] if a.base == b.base => a
-                    .base
-                    .len()
-                    .saturating_add(shared(&a.relative, &b.relative)),
+                [a, b] if a.base == b.base => a.base.len().saturating_add(shared(&a.relative, &b.relative)),
                 [a, b] => shared(&a.base, &b.base),
                 _ => 0,
             })
@@ -162,16 +135,8 @@ impl Table {
 
     /// The file with this index.
     pub(crate) fn file(&self, cursor: &Cursor<'_>, index: u64) -> Result<Arc<FilePath>> {
-        let file = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.files.get(index));
-        file.cloned().ok_or_else(|| {
-            cursor.unexpected(
-                "data file index",
-                format!("below {}", self.files.len()),
-                index,
-            )
-        })
+        let file = usize::try_from(index).ok().and_then(|index| self.files.get(index));
+        file.cloned().ok_or_else(|| cursor.unexpected("data file index", format!("below {}", self.files.len()), index))
     }
 
     /// The index of `file`; the table must have been made with it.
@@ -196,11 +161,7 @@ impl Table {
                 None
             } else {
                 check_range(cursor, offset, length, what)?;
-                Some(Location {
-                    file,
-                    offset,
-                    length,
-                })
+                Some(Location { file, offset, length })
             });
         }
         Ok(references)
@@ -214,15 +175,8 @@ impl Table {
         what: &'static str,
     ) -> Result<Vec<Location>> {
         let references = self.decode_references(cursor, n, what)?;
-        let missing = Problem::Overflow {
-            what,
-            offset: u64::MAX,
-            length: u64::MAX,
-        };
-        references
-            .into_iter()
-            .map(|reference| reference.ok_or_else(|| cursor.fail(missing.clone())))
-            .collect()
+        let missing = Problem::Overflow { what, offset: u64::MAX, length: u64::MAX };
+        references.into_iter().map(|reference| reference.ok_or_else(|| cursor.fail(missing.clone()))).collect()
     }
 
     /// Writes references; `None` as a missing one.
@@ -231,33 +185,16 @@ impl Table {
         references: impl Iterator<Item = Option<&'a Location>> + Clone,
         out: &mut Vec<u8>,
     ) {
-        varint::encode_all(
-            references
-                .clone()
-                .map(|r| r.map_or(0, |r| self.index(&r.file))),
-            out,
-        );
-        varint::encode_all(
-            references.clone().map(|r| r.map_or(u64::MAX, |r| r.offset)),
-            out,
-        );
+        varint::encode_all(references.clone().map(|r| r.map_or(0, |r| self.index(&r.file))), out);
+        varint::encode_all(references.clone().map(|r| r.map_or(u64::MAX, |r| r.offset)), out);
         varint::encode_all(references.map(|r| r.map_or(u64::MAX, |r| r.length)), out);
     }
 }
 
 /// Refuses a range whose end does not fit.
-pub(crate) fn check_range(
-    cursor: &Cursor<'_>,
-    offset: u64,
-    length: u64,
-    what: &'static str,
-) -> Result<()> {
+pub(crate) fn check_range(cursor: &Cursor<'_>, offset: u64, length: u64, what: &'static str) -> Result<()> {
     match offset.checked_add(length) {
         Some(end) if end < MAX_FILE_BYTES => Ok(()),
-        _ => Err(cursor.fail(Problem::Overflow {
-            what,
-            offset,
-            length,
-        })),
+        _ => Err(cursor.fail(Problem::Overflow { what, offset, length })),
     }
 }

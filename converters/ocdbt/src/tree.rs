@@ -38,9 +38,7 @@ struct Written {
 
 /// An upper estimate of what an entry takes in memory: columns, the longest data file name in use here, key and value.
 fn estimate(key: &[u8], value: &[u8]) -> u64 {
-    (key.len() as u64)
-        .saturating_add(value.len() as u64)
-        .saturating_add(56 + 34)
+    (key.len() as u64).saturating_add(value.len() as u64).saturating_add(56 + 34)
 }
 
 /// Splits `items` into runs that keep to the limits; every run but the last has two items at least.
@@ -95,17 +93,7 @@ pub(crate) fn build(
         }
     }
     // One node is left: every level is shorter than the one below it.
-    Ok(level.pop().map(
-        |Written {
-             location,
-             statistics,
-             ..
-         }| Tree {
-            height,
-            location,
-            statistics,
-        },
-    ))
+    Ok(level.pop().map(|Written { location, statistics, .. }| Tree { height, location, statistics }))
 }
 
 fn cut(key: &[u8], shared: usize) -> Vec<u8> {
@@ -117,35 +105,20 @@ fn put_leaf(
     is_root: bool,
     put: &mut impl FnMut(&Node) -> Result<Location>,
 ) -> Result<Written> {
-    let first = entries
-        .first()
-        .map(|entry| entry.key.clone())
-        .unwrap_or_default();
+    let first = entries.first().map(|entry| entry.key.clone()).unwrap_or_default();
     let shared = match entries.last() {
         Some(last) if !is_root => shared(&first, &last.key),
         _ => 0,
     };
-    let indirect = entries
-        .iter()
-        .filter(|entry| matches!(entry.value, Stored::Indirect(_)));
-    let indirect_value_bytes =
-        indirect.fold(0u64, |sum, entry| sum.saturating_add(entry.value.len()));
+    let indirect = entries.iter().filter(|entry| matches!(entry.value, Stored::Indirect(_)));
+    let indirect_value_bytes = indirect.fold(0u64, |sum, entry| sum.saturating_add(entry.value.len()));
     for entry in &mut entries {
         entry.key = cut(&entry.key, shared);
     }
     let keys = entries.len() as u64;
     let location = put(&Node::Leaf(entries))?;
-    let statistics = Statistics {
-        keys,
-        tree_bytes: location.length,
-        indirect_value_bytes,
-    };
-    Ok(Written {
-        key: first,
-        shared,
-        location,
-        statistics,
-    })
+    let statistics = Statistics { keys, tree_bytes: location.length, indirect_value_bytes };
+    Ok(Written { key: first, shared, location, statistics })
 }
 
 fn put_interior(
@@ -154,21 +127,13 @@ fn put_interior(
     is_root: bool,
     put: &mut impl FnMut(&Node) -> Result<Location>,
 ) -> Result<Written> {
-    let first = children
-        .first()
-        .map(|child| child.key.clone())
-        .unwrap_or_default();
+    let first = children.first().map(|child| child.key.clone()).unwrap_or_default();
     let shared = match children.last() {
         // What all keys of the subtrees share: the first keys among each other, and no more than each subtree shares within itself.
-        Some(last) if !is_root => children
-            .iter()
-            .map(|child| child.shared)
-            .fold(shared(&first, &last.key), usize::min),
+        Some(last) if !is_root => children.iter().map(|child| child.shared).fold(shared(&first, &last.key), usize::min),
         _ => 0,
     };
-    let statistics = children.iter().fold(Statistics::default(), |sum, child| {
-        sum.add(child.statistics)
-    });
+    let statistics = children.iter().fold(Statistics::default(), |sum, child| sum.add(child.statistics));
     let entries = children
         .into_iter()
         .map(|child| Child {
@@ -179,18 +144,7 @@ fn put_interior(
             statistics: child.statistics,
         })
         .collect();
-    let location = put(&Node::Interior {
-        height,
-        children: entries,
-    })?;
-    let statistics = statistics.add(Statistics {
-        tree_bytes: location.length,
-        ..Statistics::default()
-    });
-    Ok(Written {
-        key: first,
-        shared,
-        location,
-        statistics,
-    })
+    let location = put(&Node::Interior { height, children: entries })?;
+    let statistics = statistics.add(Statistics { tree_bytes: location.length, ..Statistics::default() });
+    Ok(Written { key: first, shared, location, statistics })
 }

@@ -85,14 +85,8 @@ mod tests {
         assert_eq!(decode(&ten, 64), Ok((u64::MAX, &[][..])));
         ten[9] = 2;
         assert_eq!(decode(&ten, 64), Err(Unreadable::TooLarge));
-        assert_eq!(
-            decode(&[0xff, 0xff, 0xff, 0xff, 0x10], 32),
-            Err(Unreadable::TooLarge)
-        );
-        assert_eq!(
-            decode(&[0x80, 0x80, 0x80, 0x80, 0x80, 0], 32),
-            Err(Unreadable::TooLarge)
-        );
+        assert_eq!(decode(&[0xff, 0xff, 0xff, 0xff, 0x10], 32), Err(Unreadable::TooLarge));
+        assert_eq!(decode(&[0x80, 0x80, 0x80, 0x80, 0x80, 0], 32), Err(Unreadable::TooLarge));
         assert_eq!(decode(&[0x80, 0x80], 64), Err(Unreadable::Truncated));
     }
 }

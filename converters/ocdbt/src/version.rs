@@ -56,10 +56,7 @@ pub(crate) enum VersionEntries {
 
 /// `value` rounded down to a multiple of `2^bits`.
 fn floor(value: u64, bits: u32) -> u64 {
-    value
-        .checked_shr(bits)
-        .and_then(|high| high.checked_shl(bits))
-        .unwrap_or(0)
+    value.checked_shr(bits).and_then(|high| high.checked_shl(bits)).unwrap_or(0)
 }
 
 /// Largest height of a node of the version tree.
@@ -76,29 +73,17 @@ fn expect_rising(cursor: &Cursor<'_>, generations: &[u64]) -> Result<()> {
     for (index, (before, after)) in before.zip(generations).enumerate() {
         if before >= after {
             let detail = format!("{after} after {before}");
-            return Err(cursor.fail(Problem::Order {
-                what: "generation",
-                index,
-                detail,
-            }));
+            return Err(cursor.fail(Problem::Order { what: "generation", index, detail }));
         }
     }
     Ok(())
 }
 
 /// Reads a list of versions.
-pub(crate) fn decode_versions(
-    cursor: &mut Cursor<'_>,
-    table: &Table,
-    arity_log2: u8,
-) -> Result<Vec<Version>> {
+pub(crate) fn decode_versions(cursor: &mut Cursor<'_>, table: &Table, arity_log2: u8) -> Result<Vec<Version>> {
     let n = cursor.varint64("number of versions")?;
     if n == 0 || n > capacity(arity_log2) {
-        return Err(cursor.unexpected(
-            "number of versions",
-            format!("1 to {}", capacity(arity_log2)),
-            n,
-        ));
+        return Err(cursor.unexpected("number of versions", format!("1 to {}", capacity(arity_log2)), n));
     }
     let n = cursor.expect_room(n, 16, "versions")?;
     let generations = cursor.column64(n, "generation")?;
@@ -106,11 +91,7 @@ pub(crate) fn decode_versions(
     if let (Some(first), Some(last)) = (generations.first(), generations.last()) {
         let oldest = floor(last.saturating_sub(1), arity_log2.into()).saturating_add(1);
         if *first < oldest {
-            return Err(cursor.unexpected(
-                "first generation of a list",
-                format!("at least {oldest}"),
-                *first,
-            ));
+            return Err(cursor.unexpected("first generation of a list", format!("at least {oldest}"), *first));
         }
     }
     let heights = cursor.take(n as u64, "root heights")?;
@@ -118,22 +99,13 @@ pub(crate) fn decode_versions(
     let statistics = Statistics::decode_all(cursor, n)?;
     let times = cursor.fixed64(n, "commit times")?;
     let mut versions = Vec::with_capacity(n);
-    for (((generation, &height), root), (statistics, commit_time_ns)) in generations
-        .into_iter()
-        .zip(heights)
-        .zip(roots)
-        .zip(statistics.into_iter().zip(times))
+    for (((generation, &height), root), (statistics, commit_time_ns)) in
+        generations.into_iter().zip(heights).zip(roots).zip(statistics.into_iter().zip(times))
     {
         if root.is_none() && (height != 0 || statistics != Statistics::default()) {
             return Err(cursor.unexpected("keys of a version without a root", 0, statistics.keys));
         }
-        versions.push(Version {
-            generation,
-            commit_time_ns,
-            statistics,
-            height,
-            root,
-        });
+        versions.push(Version { generation, commit_time_ns, statistics, height, root });
     }
     Ok(versions)
 }
@@ -162,11 +134,7 @@ pub(crate) fn decode_children(
     };
     let n = cursor.varint64("number of version tree nodes")?;
     if n < least || n > most {
-        return Err(cursor.unexpected(
-            "number of version tree nodes",
-            format!("{least} to {most}"),
-            n,
-        ));
+        return Err(cursor.unexpected("number of version tree nodes", format!("{least} to {most}"), n));
     }
     let n = cursor.expect_room(n, 13, "version tree nodes")?;
     let generations = cursor.column64(n, "generation")?;
@@ -181,47 +149,29 @@ pub(crate) fn decode_children(
     if parent.is_none() {
         for (index, height) in heights.iter().enumerate() {
             if *height == 0 || *height > tallest {
-                return Err(cursor.unexpected(
-                    "height",
-                    format!("1 to {tallest}"),
-                    (*height).into(),
-                ));
+                return Err(cursor.unexpected("height", format!("1 to {tallest}"), (*height).into()));
             }
             let before = index.checked_sub(1).and_then(|before| heights.get(before));
             if before.is_some_and(|before| before <= height) {
                 let detail = format!("{height}, heights must fall");
-                return Err(cursor.fail(Problem::Order {
-                    what: "height",
-                    index,
-                    detail,
-                }));
+                return Err(cursor.fail(Problem::Order { what: "height", index, detail }));
             }
         }
     }
-    let children = generations
-        .into_iter()
-        .zip(locations)
-        .zip(counts)
-        .zip(times.into_iter().zip(heights))
-        .map(
-            |(((generation, location), generations), (commit_time_ns, height))| VersionChild {
-                generation,
-                location,
-                generations,
-                commit_time_ns,
-                height,
-            },
-        );
+    let children = generations.into_iter().zip(locations).zip(counts).zip(times.into_iter().zip(heights)).map(
+        |(((generation, location), generations), (commit_time_ns, height))| VersionChild {
+            generation,
+            location,
+            generations,
+            commit_time_ns,
+            height,
+        },
+    );
     Ok(children.collect())
 }
 
 /// Writes a list of version tree nodes; `table` must hold them.
-pub(crate) fn encode_children(
-    children: &[VersionChild],
-    table: &Table,
-    with_heights: bool,
-    out: &mut Vec<u8>,
-) {
+pub(crate) fn encode_children(children: &[VersionChild], table: &Table, with_heights: bool, out: &mut Vec<u8>) {
     varint::encode(children.len() as u64, out);
     varint::encode_all(children.iter().map(|c| c.generation), out);
     table.encode_references(children.iter().map(|c| Some(&c.location)), out);
@@ -233,12 +183,7 @@ pub(crate) fn encode_children(
 }
 
 /// Refuses version tree nodes of a manifest whose generations do not stand where their heights put them, below `last`, the newest of all.
-pub(crate) fn expect_places(
-    cursor: &Cursor<'_>,
-    children: &[VersionChild],
-    arity_log2: u8,
-    last: u64,
-) -> Result<()> {
+pub(crate) fn expect_places(cursor: &Cursor<'_>, children: &[VersionChild], arity_log2: u8, last: u64) -> Result<()> {
     let arity = u32::from(arity_log2);
     let mut children = children.iter().rev().peekable();
     let mut newest = floor(last.saturating_sub(1), arity);
@@ -250,22 +195,16 @@ pub(crate) fn expect_places(
             && (child.generation <= below || child.generation > newest)
         {
             let expected = format!("{} to {newest} at height {height}", below.saturating_add(1));
-            return Err(cursor.unexpected(
-                "generation of a version tree node",
-                expected,
-                child.generation,
-            ));
+            return Err(cursor.unexpected("generation of a version tree node", expected, child.generation));
         }
         newest = below;
         height = height.saturating_add(1);
     }
     match children.next() {
         None => Ok(()),
-        Some(child) => Err(cursor.unexpected(
-            "generation of a version tree node",
-            "none of this height",
-            child.generation,
-        )),
+        Some(child) => {
+            Err(cursor.unexpected("generation of a version tree node", "none of this height", child.generation))
+        }
     }
 }
 
@@ -279,21 +218,12 @@ impl VersionNode {
     }
 
     /// Reads a node from all its bytes, envelope included.
-    pub(crate) fn decode(
-        piece: &[u8],
-        origin: &Origin,
-        transitive: &[u8],
-        cap: u64,
-    ) -> Result<(Self, u64)> {
+    pub(crate) fn decode(piece: &[u8], origin: &Origin, transitive: &[u8], cap: u64) -> Result<(Self, u64)> {
         let body = envelope::open(piece, origin, Kind::VersionNode, cap)?;
         let mut cursor = body.cursor();
         let arity_log2 = cursor.u8("version tree arity")?;
         if !(1..=16).contains(&arity_log2) {
-            return Err(cursor.unexpected(
-                "version tree arity (log2)",
-                "1 to 16",
-                arity_log2.into(),
-            ));
+            return Err(cursor.unexpected("version tree arity (log2)", "1 to 16", arity_log2.into()));
         }
         let height = cursor.u8("height")?;
         if height > max_height(arity_log2) {
@@ -309,14 +239,7 @@ impl VersionNode {
             VersionEntries::Children(children)
         };
         cursor.finish()?;
-        Ok((
-            Self {
-                arity_log2,
-                height,
-                entries,
-            },
-            body.len(),
-        ))
+        Ok((Self { arity_log2, height, entries }, body.len()))
     }
 
     /// Writes the node, envelope included.
@@ -339,29 +262,15 @@ impl VersionNode {
 }
 
 /// Refuses children of an interior node that are not the full blocks of one aligned range.
-fn expect_block(
-    cursor: &Cursor<'_>,
-    children: &[VersionChild],
-    arity_log2: u8,
-    height: u8,
-) -> Result<()> {
+fn expect_block(cursor: &Cursor<'_>, children: &[VersionChild], arity_log2: u8, height: u8) -> Result<()> {
     let bits = u32::from(arity_log2).saturating_mul(height.into());
     let span = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
-    let block = |generation: u64| {
-        floor(
-            generation.saturating_sub(1),
-            bits.saturating_add(arity_log2.into()),
-        )
-    };
+    let block = |generation: u64| floor(generation.saturating_sub(1), bits.saturating_add(arity_log2.into()));
     let first = children.first().map_or(0, |child| block(child.generation));
     for child in children {
         if floor(child.generation, bits) != child.generation {
             let expected = format!("a multiple of {span}");
-            return Err(cursor.unexpected(
-                "generation of a version tree node",
-                expected,
-                child.generation,
-            ));
+            return Err(cursor.unexpected("generation of a version tree node", expected, child.generation));
         }
         if child.generations > span {
             let expected = format!("at most {span}");
@@ -369,11 +278,7 @@ fn expect_block(
         }
         if block(child.generation) != first {
             let expected = format!("in the block after {first}");
-            return Err(cursor.unexpected(
-                "generation of a version tree node",
-                expected,
-                child.generation,
-            ));
+            return Err(cursor.unexpected("generation of a version tree node", expected, child.generation));
         }
     }
     Ok(())

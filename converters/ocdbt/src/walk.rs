@@ -15,8 +15,8 @@ use crate::database::{Entry, Value};
 use crate::error::{Problem, Result, escape};
 use crate::file::{Store, check};
 use crate::limits::{
-    MAX_KEY_BYTES, MAX_NODE_BYTES, MAX_VERSION_NODES, MAX_VERSIONS, MAX_WALK_DECODED_BYTES,
-    MAX_WALK_KEY_BYTES, MAX_WALK_KEYS, MAX_WALK_NODES,
+    MAX_KEY_BYTES, MAX_NODE_BYTES, MAX_VERSION_NODES, MAX_VERSIONS, MAX_WALK_DECODED_BYTES, MAX_WALK_KEY_BYTES,
+    MAX_WALK_KEYS, MAX_WALK_NODES,
 };
 use crate::manifest::Config;
 use crate::node::{Child, LeafEntry, Node, Stored};
@@ -34,12 +34,7 @@ struct Budget {
 
 impl Budget {
     fn new(max_nodes: u64) -> Self {
-        Self {
-            nodes: 0,
-            max_nodes,
-            decoded: 0,
-            visited: HashMap::new(),
-        }
+        Self { nodes: 0, max_nodes, decoded: 0, visited: HashMap::new() }
     }
 
     /// Bytes one more node may decompress to.
@@ -50,22 +45,13 @@ impl Budget {
     fn visit(&mut self, origin: &Origin, length: u64, size: u64) -> Result<()> {
         self.nodes = self.nodes.saturating_add(1);
         if self.nodes > self.max_nodes {
-            let problem = Problem::Limit {
-                what: "nodes visited",
-                limit: self.max_nodes,
-            };
+            let problem = Problem::Limit { what: "nodes visited", limit: self.max_nodes };
             return Err(origin.fail(0, problem));
         }
         let visited = self.visited.entry(origin.file.clone()).or_default();
         *visited = visited.saturating_add(length);
         if *visited > size {
-            return Err(origin.fail(
-                0,
-                Problem::Shared {
-                    length: *visited,
-                    size,
-                },
-            ));
+            return Err(origin.fail(0, Problem::Shared { length: *visited, size }));
         }
         Ok(())
     }
@@ -86,16 +72,10 @@ fn read_node(
     let path = location.file.full();
     let path = check(&path).map_err(|problem| from.fail(0, problem))?;
     let blob = store.open(path)?;
-    let origin = Origin {
-        file: blob.name.clone(),
-        start: location.offset,
-    };
+    let origin = Origin { file: blob.name.clone(), start: location.offset };
     blob.expect(location.offset, location.length)?;
     if location.length > cap {
-        let problem = Problem::Limit {
-            what: "bytes of one node",
-            limit: cap,
-        };
+        let problem = Problem::Limit { what: "bytes of one node", limit: cap };
         return Err(origin.fail(0, problem));
     }
     budget.visit(&origin, location.length, blob.size)?;
@@ -132,10 +112,7 @@ impl Frame {
             Some(next) => Some([self.prefix.as_slice(), &next.key].concat().into()),
             None => self.bound.clone(),
         };
-        let (common, lowest) = child
-            .key
-            .split_at_checked(child.shared.into())
-            .unwrap_or_default();
+        let (common, lowest) = child.key.split_at_checked(child.shared.into()).unwrap_or_default();
         Some(Pending {
             location: child.location,
             height: self.height.saturating_sub(1),
@@ -148,20 +125,11 @@ impl Frame {
 }
 
 /// All entries of a version, in key order.
-pub(crate) fn entries(
-    store: &Store,
-    manifest: &str,
-    config: &Config,
-    version: &Version,
-) -> Result<Vec<Entry>> {
+pub(crate) fn entries(store: &Store, manifest: &str, config: &Config, version: &Version) -> Result<Vec<Entry>> {
     let Some(root) = &version.root else {
         return Ok(Vec::new());
     };
-    let claimed = version
-        .statistics
-        .keys
-        .saturating_mul(2)
-        .saturating_add(1024);
+    let claimed = version.statistics.keys.saturating_mul(2).saturating_add(1024);
     let mut budget = Budget::new(claimed.min(MAX_WALK_NODES));
     let mut leaves = Leaves::default();
     let mut stack: Vec<Frame> = Vec::new();
@@ -171,10 +139,7 @@ pub(crate) fn entries(
         prefix: Vec::new(),
         lowest: Vec::new(),
         bound: None,
-        from: Origin {
-            file: store.name(manifest),
-            start: 0,
-        },
+        from: Origin { file: store.name(manifest), start: 0 },
     });
     loop {
         let Some(pending) = next.take() else {
@@ -212,47 +177,18 @@ pub(crate) fn entries(
 fn expect_place(node: &Node, pending: &Pending, origin: &Origin) -> Result<()> {
     if node.height() != pending.height {
         let (expected, found) = (pending.height.to_string(), node.height().into());
-        return Err(origin.fail(
-            0,
-            Problem::Value {
-                what: "height of the node",
-                expected,
-                found,
-            },
-        ));
+        return Err(origin.fail(0, Problem::Value { what: "height of the node", expected, found }));
     }
     let (first, last) = node.bounds();
     if first < pending.lowest.as_slice() {
-        let detail = format!(
-            "\"{}\" below its parent's \"{}\"",
-            escape(first),
-            escape(&pending.lowest)
-        );
-        return Err(origin.fail(
-            0,
-            Problem::Order {
-                what: "key",
-                index: 0,
-                detail,
-            },
-        ));
+        let detail = format!("\"{}\" below its parent's \"{}\"", escape(first), escape(&pending.lowest));
+        return Err(origin.fail(0, Problem::Order { what: "key", index: 0, detail }));
     }
     if let Some(bound) = &pending.bound {
         let last = [pending.prefix.as_slice(), last].concat();
         if last.as_slice() >= bound.as_ref() {
-            let detail = format!(
-                "\"{}\" not below the next node's \"{}\"",
-                escape(&last),
-                escape(bound)
-            );
-            return Err(origin.fail(
-                0,
-                Problem::Order {
-                    what: "last key",
-                    index: 0,
-                    detail,
-                },
-            ));
+            let detail = format!("\"{}\" not below the next node's \"{}\"", escape(&last), escape(bound));
+            return Err(origin.fail(0, Problem::Order { what: "last key", index: 0, detail }));
         }
     }
     Ok(())
@@ -273,55 +209,30 @@ impl Leaves {
             let key = [prefix, key.as_slice()].concat();
             if key.len() > MAX_KEY_BYTES {
                 let (expected, found) = ("at most 65535".into(), key.len() as u64);
-                let problem = Problem::Value {
-                    what: "bytes of a full key",
-                    expected,
-                    found,
-                };
+                let problem = Problem::Value { what: "bytes of a full key", expected, found };
                 return Err(origin.fail(0, problem));
             }
             if let Some(before) = self.entries.last().filter(|before| before.key >= key) {
                 let detail = format!("\"{}\" after \"{}\"", escape(&key), escape(&before.key));
-                return Err(origin.fail(
-                    0,
-                    Problem::Order {
-                        what: "key",
-                        index,
-                        detail,
-                    },
-                ));
+                return Err(origin.fail(0, Problem::Order { what: "key", index, detail }));
             }
             self.key_bytes = self.key_bytes.saturating_add(key.len() as u64);
             for (what, used, limit) in [
-                (
-                    "keys of one version",
-                    (self.entries.len() as u64).saturating_add(1),
-                    MAX_WALK_KEYS,
-                ),
-                (
-                    "bytes of the keys of one version",
-                    self.key_bytes,
-                    MAX_WALK_KEY_BYTES,
-                ),
+                ("keys of one version", (self.entries.len() as u64).saturating_add(1), MAX_WALK_KEYS),
+                ("bytes of the keys of one version", self.key_bytes, MAX_WALK_KEY_BYTES),
             ] {
                 if used > limit {
                     return Err(origin.fail(0, Problem::Limit { what, limit }));
                 }
             }
-            let value = self
-                .value(value)
-                .map_err(|problem| origin.fail(0, problem))?;
+            let value = self.value(value).map_err(|problem| origin.fail(0, problem))?;
             self.entries.push(Entry { key, value });
         }
         Ok(())
     }
 
     fn value(&mut self, stored: Stored) -> Result<Value, Problem> {
-        let Location {
-            file,
-            offset,
-            length,
-        } = match stored {
+        let Location { file, offset, length } = match stored {
             Stored::Inline(bytes) => return Ok(Value::Inline(bytes)),
             Stored::Indirect(location) => location,
         };
@@ -336,11 +247,7 @@ impl Leaves {
                 name
             }
         };
-        Ok(Value::Indirect {
-            file,
-            offset,
-            length,
-        })
+        Ok(Value::Indirect { file, offset, length })
     }
 }
 
@@ -360,53 +267,23 @@ pub(crate) fn versions(
 ) -> Result<Vec<Version>> {
     let mut budget = Budget::new(MAX_VERSION_NODES);
     let mut versions: Vec<Version> = Vec::new();
-    let from = Origin {
-        file: store.name(manifest),
-        start: 0,
-    };
+    let from = Origin { file: store.name(manifest), start: 0 };
     // The next node to visit is the last of the stack.
-    let pending = |child: &VersionChild, from: &Origin| PendingVersions {
-        child: child.clone(),
-        from: from.clone(),
-    };
-    let mut stack: Vec<PendingVersions> = nodes
-        .iter()
-        .rev()
-        .map(|child| pending(child, &from))
-        .collect();
+    let pending = |child: &VersionChild, from: &Origin| PendingVersions { child: child.clone(), from: from.clone() };
+    let mut stack: Vec<PendingVersions> = nodes.iter().rev().map(|child| pending(child, &from)).collect();
     while let Some(PendingVersions { child, from }) = stack.pop() {
-        let (bytes, origin) =
-            read_node(store, &child.location, &from, &mut budget, MAX_NODE_BYTES)?;
+        let (bytes, origin) = read_node(store, &child.location, &from, &mut budget, MAX_NODE_BYTES)?;
         let cap = MAX_NODE_BYTES.min(budget.room());
         let (node, decoded) = VersionNode::decode(&bytes, &origin, &child.location.file.base, cap)?;
         budget.decoded(decoded);
         for (what, expected, found) in [
-            (
-                "version tree arity (log2)",
-                config.version_tree_arity_log2.into(),
-                node.arity_log2.into(),
-            ),
-            (
-                "height of the version tree node",
-                child.height.into(),
-                node.height.into(),
-            ),
-            (
-                "newest generation of the version tree node",
-                child.generation,
-                node.last_generation(),
-            ),
+            ("version tree arity (log2)", config.version_tree_arity_log2.into(), node.arity_log2.into()),
+            ("height of the version tree node", child.height.into(), node.height.into()),
+            ("newest generation of the version tree node", child.generation, node.last_generation()),
         ] {
             if expected != found {
                 let expected = expected.to_string();
-                return Err(origin.fail(
-                    0,
-                    Problem::Value {
-                        what,
-                        expected,
-                        found,
-                    },
-                ));
+                return Err(origin.fail(0, Problem::Value { what, expected, found }));
             }
         }
         match node.entries {
@@ -425,24 +302,11 @@ fn append(versions: &mut Vec<Version>, list: Vec<Version>, origin: &Origin) -> R
         && before.generation >= after.generation
     {
         let detail = format!("{} after {}", after.generation, before.generation);
-        return Err(origin.fail(
-            0,
-            Problem::Order {
-                what: "generation",
-                index: 0,
-                detail,
-            },
-        ));
+        return Err(origin.fail(0, Problem::Order { what: "generation", index: 0, detail }));
     }
     let total = (versions.len() as u64).saturating_add(list.len() as u64);
     if total > MAX_VERSIONS {
-        return Err(origin.fail(
-            0,
-            Problem::Limit {
-                what: "versions",
-                limit: MAX_VERSIONS,
-            },
-        ));
+        return Err(origin.fail(0, Problem::Limit { what: "versions", limit: MAX_VERSIONS }));
     }
     versions.extend(list);
     Ok(())

@@ -88,15 +88,8 @@ impl ValueWriter<'_> {
     /// None at present: errors of the disk come from `write` and from [`Writer::finish`].
     pub fn finish(self) -> Result<u64> {
         let length = self.file.length.saturating_sub(self.start);
-        let location = Location {
-            file: self.file.name.clone(),
-            offset: self.start,
-            length,
-        };
-        self.file.entries.push(LeafEntry {
-            key: self.key,
-            value: Stored::Indirect(location),
-        });
+        let location = Location { file: self.file.name.clone(), offset: self.start, length };
+        self.file.entries.push(LeafEntry { key: self.key, value: Stored::Indirect(location) });
         Ok(length)
     }
 }
@@ -110,40 +103,18 @@ impl Writer {
         let dir = dir.as_ref().to_path_buf();
         if options.max_inline_value_bytes > MAX_INLINE_VALUE_BYTES {
             let found = options.max_inline_value_bytes.into();
-            return Err(Error::Setting {
-                what: "max_inline_value_bytes",
-                expected: "at most 1048576",
-                found,
-            });
+            return Err(Error::Setting { what: "max_inline_value_bytes", expected: "at most 1048576", found });
         }
         fs::create_dir_all(&dir).map_err(io_error(&dir))?;
         if let Some(found) = fs::read_dir(&dir).map_err(io_error(&dir))?.next() {
-            let found = found
-                .map_err(io_error(&dir))?
-                .file_name()
-                .to_string_lossy()
-                .into_owned();
-            return Err(Error::NotEmpty {
-                dir: display(&dir),
-                found,
-            });
+            let found = found.map_err(io_error(&dir))?.file_name().to_string_lossy().into_owned();
+            return Err(Error::NotEmpty { dir: display(&dir), found });
         }
         let data = dir.join("d");
         fs::create_dir(&data).map_err(io_error(&data))?;
-        let shared = Arc::new(Shared {
-            dir,
-            options,
-            made: AtomicUsize::new(0),
-        });
-        let limits = Limits {
-            entries: MAX_NODE_ENTRIES,
-            bytes: MAX_DECODED_NODE_BYTES,
-        };
-        Ok(Self {
-            shared,
-            limits,
-            compression: Compression::Zstd { level: 0 },
-        })
+        let shared = Arc::new(Shared { dir, options, made: AtomicUsize::new(0) });
+        let limits = Limits { entries: MAX_NODE_ENTRIES, bytes: MAX_DECODED_NODE_BYTES };
+        Ok(Self { shared, limits, compression: Compression::Zstd { level: 0 } })
     }
 
     /// Sets how the tree and the manifest are stored; zstd at its default level unless set. Values are never compressed.
@@ -160,16 +131,9 @@ impl Writer {
     pub fn node_limits(mut self, entries: u32, decoded_bytes: u32) -> Result<Self> {
         let entries = u64::from(entries);
         if !(2..=MAX_NODE_ENTRIES).contains(&entries) {
-            return Err(Error::Setting {
-                what: "entries of one node",
-                expected: "2 to 1048576",
-                found: entries,
-            });
+            return Err(Error::Setting { what: "entries of one node", expected: "2 to 1048576", found: entries });
         }
-        self.limits = Limits {
-            entries,
-            bytes: decoded_bytes,
-        };
+        self.limits = Limits { entries, bytes: decoded_bytes };
         Ok(self)
     }
 
@@ -183,18 +147,11 @@ impl Writer {
             return Err(Error::DataFileName { name: name.into() });
         }
         let path = self.shared.dir.join("d").join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(io_error(&path))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io_error(&path))?;
         self.shared.made.fetch_add(1, Ordering::SeqCst);
         Ok(DataFile {
             shared: self.shared.clone(),
-            name: Arc::new(FilePath {
-                base: Vec::new(),
-                relative: format!("d/{name}").into_bytes(),
-            }),
+            name: Arc::new(FilePath { base: Vec::new(), relative: format!("d/{name}").into_bytes() }),
             path,
             file: BufWriter::with_capacity(BUFFER_BYTES, file),
             length: 0,
@@ -208,33 +165,23 @@ impl Writer {
     /// [`Error::DataFiles`] unless `files` are all that were made; [`Error::DuplicateKey`]; or the disk's own.
     pub fn finish(self, mut files: Vec<DataFile>) -> Result<()> {
         let made = self.shared.made.load(Ordering::SeqCst);
-        let given = files
-            .iter()
-            .filter(|file| Arc::ptr_eq(&file.shared, &self.shared))
-            .count();
+        let given = files.iter().filter(|file| Arc::ptr_eq(&file.shared, &self.shared)).count();
         if given != made || files.len() != made {
             return Err(Error::DataFiles { made, given });
         }
-        let mut entries: Vec<LeafEntry> = files
-            .iter_mut()
-            .flat_map(|file| file.entries.drain(..))
-            .collect();
+        let mut entries: Vec<LeafEntry> = files.iter_mut().flat_map(|file| file.entries.drain(..)).collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         for pair in entries.windows(2) {
             if let [a, b] = pair
                 && a.key == b.key
             {
-                return Err(Error::DuplicateKey {
-                    key: escape(&a.key),
-                });
+                return Err(Error::DuplicateKey { key: escape(&a.key) });
             }
         }
 
         let tree = match files.first_mut() {
             Some(file) => tree::build(entries, &self.limits, |node| {
-                let piece = node
-                    .encode(self.compression)
-                    .map_err(io_error(&file.path))?;
+                let piece = node.encode(self.compression).map_err(io_error(&file.path))?;
                 file.append(&piece)
             })?,
             None => None,
@@ -249,10 +196,7 @@ impl Writer {
         let version = Version {
             generation: 1,
             commit_time_ns: options.commit_time_ns,
-            statistics: tree
-                .as_ref()
-                .map(|tree| tree.statistics)
-                .unwrap_or_default(),
+            statistics: tree.as_ref().map(|tree| tree.statistics).unwrap_or_default(),
             height: tree.as_ref().map_or(0, |tree| tree.height),
             root: tree.map(|tree| tree.location),
         };
@@ -263,10 +207,7 @@ impl Writer {
             version_tree_arity_log2: VERSION_TREE_ARITY_LOG2,
             compression: self.compression,
         };
-        let content = Content::Single {
-            versions: vec![version],
-            nodes: Vec::new(),
-        };
+        let content = Content::Single { versions: vec![version], nodes: Vec::new() };
         self.publish(&Manifest { config, content })
     }
 
@@ -277,9 +218,7 @@ impl Writer {
         let failed = io_error(&unfinished);
         let bytes = manifest.encode(self.compression).map_err(&failed)?;
         let mut file = File::create_new(&unfinished).map_err(&failed)?;
-        file.write_all(&bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(&failed)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(&failed)?;
         fs::rename(&unfinished, &path).map_err(io_error(&path))?;
         sync_dir(&self.shared.dir)
     }
@@ -289,9 +228,7 @@ impl Writer {
 fn sync_dir(dir: &Path) -> Result<()> {
     // Elsewhere a directory cannot be opened as a file.
     if cfg!(unix) {
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(io_error(dir))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error(dir))?;
     }
     Ok(())
 }
@@ -304,10 +241,7 @@ impl DataFile {
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         if value.len() as u64 <= u64::from(self.shared.options.max_inline_value_bytes) {
             let key = checked(key)?;
-            self.entries.push(LeafEntry {
-                key,
-                value: Stored::Inline(value.to_vec()),
-            });
+            self.entries.push(LeafEntry { key, value: Stored::Inline(value.to_vec()) });
             return Ok(());
         }
         let mut writer = self.value(key)?;
@@ -325,22 +259,14 @@ impl DataFile {
     pub fn value(&mut self, key: &[u8]) -> Result<ValueWriter<'_>> {
         let key = checked(key)?;
         let start = self.length;
-        Ok(ValueWriter {
-            file: self,
-            key,
-            start,
-        })
+        Ok(ValueWriter { file: self, key, start })
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<Location> {
         self.file.write_all(bytes).map_err(io_error(&self.path))?;
         let (offset, length) = (self.length, bytes.len() as u64);
         self.length = self.length.saturating_add(length);
-        Ok(Location {
-            file: self.name.clone(),
-            offset,
-            length,
-        })
+        Ok(Location { file: self.name.clone(), offset, length })
     }
 
     /// Flushes the file to the disk, or removes it where it holds nothing.
@@ -356,10 +282,7 @@ impl DataFile {
 
 fn checked(key: &[u8]) -> Result<Vec<u8>> {
     if key.len() > MAX_KEY_BYTES {
-        return Err(Error::KeyLength {
-            key: escape(key),
-            length: key.len(),
-        });
+        return Err(Error::KeyLength { key: escape(key), length: key.len() });
     }
     Ok(key.to_vec())
 }

@@ -28,11 +28,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn name(key: &[u8]) -> String {
-    if key.len() <= 200 {
-        hex(key)
-    } else {
-        format!("sha256:{}", hex(&Sha256::digest(key)))
-    }
+    if key.len() <= 200 { hex(key) } else { format!("sha256:{}", hex(&Sha256::digest(key))) }
 }
 
 fn roll_up(database: &Database) -> String {
@@ -75,18 +71,10 @@ fn every_older_version_is_what_tensorstore_read() {
     let mut versions = 0;
     for (path, record) in expected() {
         let dir = fixtures().join(&path);
-        let listed: Vec<u64> = Database::open(&dir)
-            .unwrap()
-            .versions()
-            .unwrap()
-            .iter()
-            .map(|version| version.generation)
-            .collect();
+        let listed: Vec<u64> =
+            Database::open(&dir).unwrap().versions().unwrap().iter().map(|version| version.generation).collect();
         let recorded = record["generations"].as_array().unwrap();
-        let generations: Vec<u64> = recorded
-            .iter()
-            .map(|one| one[0].as_u64().unwrap())
-            .collect();
+        let generations: Vec<u64> = recorded.iter().map(|one| one[0].as_u64().unwrap()).collect();
         assert_eq!(listed, generations, "{path}");
         for one in recorded {
             let database = Database::open_generation(&dir, one[0].as_u64().unwrap()).unwrap();
@@ -95,10 +83,7 @@ fn every_older_version_is_what_tensorstore_read() {
             versions += 1;
         }
         let beyond = Database::open_generation(&dir, generations.last().unwrap() + 1).unwrap_err();
-        assert!(
-            beyond.to_string().contains("is not in the database"),
-            "{beyond}"
-        );
+        assert!(beyond.to_string().contains("is not in the database"), "{beyond}");
     }
     assert!(versions > 400, "{versions}");
 }
@@ -109,23 +94,10 @@ fn every_key_is_found_and_its_neighbours_are_not() {
     for entry in database.entries() {
         assert_eq!(database.get(&entry.key), Some(&entry.value));
         assert_eq!(database.get(&[entry.key.as_slice(), b"\0"].concat()), None);
-        let below: Vec<_> = database
-            .entries()
-            .iter()
-            .filter(|other| other.key.starts_with(&entry.key))
-            .collect();
-        assert_eq!(
-            database
-                .entries_with_prefix(&entry.key)
-                .iter()
-                .collect::<Vec<_>>(),
-            below
-        );
+        let below: Vec<_> = database.entries().iter().filter(|other| other.key.starts_with(&entry.key)).collect();
+        assert_eq!(database.entries_with_prefix(&entry.key).iter().collect::<Vec<_>>(), below);
     }
-    assert_eq!(
-        database.entries_with_prefix(b"").len(),
-        database.entries().len()
-    );
+    assert_eq!(database.entries_with_prefix(b"").len(), database.entries().len());
 }
 
 #[test]
@@ -138,23 +110,11 @@ fn parts_of_a_value_are_read_and_streamed_from_several_threads() {
                 let whole = database.read(&entry.value).unwrap();
                 let length = entry.value.len();
                 assert_eq!(whole.len() as u64, length);
-                for (offset, part) in [
-                    (0, length),
-                    (length / 2, length / 3),
-                    (length, 0),
-                    (length.min(7), 0),
-                ] {
+                for (offset, part) in [(0, length), (length / 2, length / 3), (length, 0), (length.min(7), 0)] {
                     let expected = &whole[offset as usize..(offset + part) as usize];
-                    assert_eq!(
-                        database.read_range(&entry.value, offset, part).unwrap(),
-                        expected
-                    );
+                    assert_eq!(database.read_range(&entry.value, offset, part).unwrap(), expected);
                     let mut streamed = Vec::new();
-                    database
-                        .reader(&entry.value, offset, part)
-                        .unwrap()
-                        .read_to_end(&mut streamed)
-                        .unwrap();
+                    database.reader(&entry.value, offset, part).unwrap().read_to_end(&mut streamed).unwrap();
                     assert_eq!(streamed, expected);
                 }
                 for (offset, part) in [(0, length + 1), (length, 1), (u64::MAX, 2), (1, u64::MAX)] {

@@ -53,23 +53,18 @@ impl Checkpoint {
         if !has_manifest && !processes.is_empty() {
             return Err(Error::Unfinished {
                 dir: dir.to_path_buf(),
-                problem: format!(
-                    "{} without a merged manifest.ocdbt beside it",
-                    processes.join(", ")
-                ),
+                problem: format!("{} without a merged manifest.ocdbt beside it", processes.join(", ")),
             });
         }
         if !has_manifest && metadata.use_ocdbt == Some(true) {
             return Err(Error::NotACheckpoint {
                 dir: dir.to_path_buf(),
-                problem: "_METADATA says OCDBT (use_ocdbt), but manifest.ocdbt is missing; the copy is incomplete".to_owned(),
+                problem: "_METADATA says OCDBT (use_ocdbt), but manifest.ocdbt is missing; the copy is incomplete"
+                    .to_owned(),
             });
         }
-        let store: Box<dyn Store> = if has_manifest {
-            Box::new(OcdbtStore::open(dir)?)
-        } else {
-            Box::new(PlainStore::open(dir))
-        };
+        let store: Box<dyn Store> =
+            if has_manifest { Box::new(OcdbtStore::open(dir)?) } else { Box::new(PlainStore::open(dir)) };
         let mut arrays = Arrays::new(store, metadata.every_chunk_stored);
         let mut warnings = Vec::new();
         let strings = metadata::read_strings(dir)?;
@@ -84,24 +79,15 @@ impl Checkpoint {
                 Kind::String => match strings.get(&stored) {
                     Some(text) => Value::String(text.clone()),
                     None => {
-                        return Err(Error::leaf(
-                            name,
-                            format!("a string, but _strings.json has no {stored:?}"),
-                        ));
+                        return Err(Error::leaf(name, format!("a string, but _strings.json has no {stored:?}")));
                     }
                 },
                 Kind::Array => {
                     if let Some(other) = leaf_of_array.insert(stored.clone(), name.clone()) {
-                        return Err(Error::leaf(
-                            name,
-                            format!("shares the array {stored:?} with the leaf {other:?}"),
-                        ));
+                        return Err(Error::leaf(name, format!("shares the array {stored:?} with the leaf {other:?}")));
                     }
                     let Some(array) = arrays.add(&stored, &name, metadata.use_zarr3)? else {
-                        return Err(Error::NoArray {
-                            name,
-                            array: stored,
-                        });
+                        return Err(Error::NoArray { name, array: stored });
                     };
                     if let Some(prng) = impls.get(&stored) {
                         prng_impls.insert(array, prng.clone());
@@ -109,18 +95,13 @@ impl Checkpoint {
                     Value::Array(array)
                 }
             };
-            leaves.push(Leaf {
-                path: doc.path,
-                value,
-            });
+            leaves.push(Leaf { path: doc.path, value });
         }
         let (found, odd) = arrays.store().array_names()?;
         warnings.extend(odd);
         for name in found {
             if !leaf_of_array.contains_key(&name) {
-                warnings.push(format!(
-                    "array {name:?} is stored, but _METADATA lists no leaf for it; it was left out"
-                ));
+                warnings.push(format!("array {name:?} is stored, but _METADATA lists no leaf for it; it was left out"));
             }
         }
         let formats = match arrays.formats() {
@@ -129,17 +110,8 @@ impl Checkpoint {
             (true, true) => "zarr2 and zarr3",
             (false, false) => "no arrays",
         };
-        let layout = format!(
-            "{}, {formats}",
-            if has_manifest { "ocdbt" } else { "plain" }
-        );
-        Ok(Checkpoint {
-            leaves,
-            arrays,
-            warnings,
-            layout,
-            prng_impls,
-        })
+        let layout = format!("{}, {formats}", if has_manifest { "ocdbt" } else { "plain" });
+        Ok(Checkpoint { leaves, arrays, warnings, layout, prng_impls })
     }
 
     /// Every leaf, in the saved order.
@@ -197,16 +169,11 @@ fn kind(doc: &LeafDoc) -> Result<Kind> {
 
 /// Orbax renames a folder to its final name only when all is written.
 pub(crate) fn refuse_unfinished(dir: &Path) -> Result<()> {
-    let name = dir
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if name.contains(TEMPORARY) {
         return Err(Error::Unfinished {
             dir: dir.to_path_buf(),
-            problem: format!(
-                "its name contains {TEMPORARY}, which Orbax removes when a save is complete"
-            ),
+            problem: format!("its name contains {TEMPORARY}, which Orbax removes when a save is complete"),
         });
     }
     Ok(())
@@ -216,10 +183,7 @@ fn process_folders(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let name = entry.map_err(|e| Error::io(dir, e))?.file_name();
-        if let Some(name) = name
-            .to_str()
-            .filter(|name| name.starts_with("ocdbt.process_"))
-        {
+        if let Some(name) = name.to_str().filter(|name| name.starts_with("ocdbt.process_")) {
             names.push(name.to_owned());
         }
     }
@@ -235,8 +199,5 @@ fn without_metadata(dir: &Path, has_manifest: bool) -> Error {
     } else {
         "no _METADATA in it; not a checkpoint item"
     };
-    Error::NotACheckpoint {
-        dir: dir.to_path_buf(),
-        problem: problem.to_owned(),
-    }
+    Error::NotACheckpoint { dir: dir.to_path_buf(), problem: problem.to_owned() }
 }

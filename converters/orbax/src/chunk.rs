@@ -21,11 +21,7 @@ const SMALL: u64 = 1 << 20;
 
 /// Whether `stored` bytes can hold `decoded` ones at all.
 pub(crate) fn plausible(stored: u64, decoded: u64, compressed: bool) -> bool {
-    let most = if compressed {
-        stored.saturating_mul(MAX_RATIO).max(SMALL)
-    } else {
-        stored
-    };
+    let most = if compressed { stored.saturating_mul(MAX_RATIO).max(SMALL) } else { stored };
     decoded <= most
 }
 
@@ -46,41 +42,17 @@ pub(crate) fn decoder<'a>(
             Codec::Zstd => {
                 let mut frame = zstd::stream::read::Decoder::with_buffer(buffered)?.single_frame();
                 frame.window_log_max(WINDOW_LOG_MAX)?;
-                Box::new(Alone {
-                    inner: frame,
-                    name: "zstd frame",
-                })
+                Box::new(Alone { inner: frame, name: "zstd frame" })
             }
-            Codec::Gzip => Box::new(Alone {
-                inner: flate2::bufread::GzDecoder::new(buffered),
-                name: "gzip member",
-            }),
-            Codec::Zlib => Box::new(Alone {
-                inner: flate2::bufread::ZlibDecoder::new(buffered),
-                name: "zlib stream",
-            }),
-            Codec::Crc32c => Box::new(Checked {
-                inner: buffered,
-                crc: 0,
-                tail: Vec::with_capacity(4),
-            }),
+            Codec::Gzip => Box::new(Alone { inner: flate2::bufread::GzDecoder::new(buffered), name: "gzip member" }),
+            Codec::Zlib => Box::new(Alone { inner: flate2::bufread::ZlibDecoder::new(buffered), name: "zlib stream" }),
+            Codec::Crc32c => Box::new(Checked { inner: buffered, crc: 0, tail: Vec::with_capacity(4) }),
         };
     }
     if unit > 1 {
-        bytes = Box::new(Swapped {
-            inner: bytes,
-            unit,
-            buffer: Vec::new(),
-            at: 0,
-        });
+        bytes = Box::new(Swapped { inner: bytes, unit, buffer: Vec::new(), at: 0 });
     }
-    Ok(Box::new(Exact {
-        inner: bytes,
-        left: expected,
-        expected,
-        what,
-        failed: false,
-    }))
+    Ok(Box::new(Exact { inner: bytes, left: expected, expected, what, failed: false }))
 }
 
 fn invalid(problem: impl Into<String>) -> io::Error {
@@ -125,10 +97,7 @@ impl<D: Frame> Read for Alone<D> {
         }
         let n = self.inner.read(buf)?;
         if n == 0 && !self.inner.input().fill_buf()?.is_empty() {
-            return Err(invalid(format!(
-                "there is something behind the end of the {}",
-                self.name
-            )));
+            return Err(invalid(format!("there is something behind the end of the {}", self.name)));
         }
         Ok(n)
     }
@@ -149,25 +118,20 @@ impl<R: BufRead> Read for Checked<R> {
         loop {
             let input = self.inner.fill_buf()?;
             if input.is_empty() {
-                let found: [u8; 4] = self.tail.as_slice().try_into().map_err(|_| {
-                    invalid(format!(
-                        "{} bytes are too few for a CRC-32C",
-                        self.tail.len()
-                    ))
-                })?;
+                let found: [u8; 4] = self
+                    .tail
+                    .as_slice()
+                    .try_into()
+                    .map_err(|_| invalid(format!("{} bytes are too few for a CRC-32C", self.tail.len())))?;
                 let found = u32::from_le_bytes(found);
                 if found != self.crc {
-                    return Err(invalid(format!(
-                        "CRC-32C: expected {:08x}, found {found:08x}",
-                        self.crc
-                    )));
+                    return Err(invalid(format!("CRC-32C: expected {:08x}, found {found:08x}", self.crc)));
                 }
                 return Ok(0);
             }
             // Take in at most as much as can go out, so that the tail never grows beyond four bytes and a buffer.
             let taken = input.len().min(buf.len());
-            self.tail
-                .extend_from_slice(input.get(..taken).unwrap_or_default());
+            self.tail.extend_from_slice(input.get(..taken).unwrap_or_default());
             self.inner.consume(taken);
             let out = self.tail.len().saturating_sub(4).min(buf.len());
             if out > 0 {
@@ -198,12 +162,8 @@ impl<R: Read> Read for Swapped<R> {
             self.buffer.clear();
             self.at = 0;
             let limit = u64::try_from(BUFFER).unwrap_or(u64::MAX);
-            Read::by_ref(&mut self.inner)
-                .take(limit)
-                .read_to_end(&mut self.buffer)?;
-            self.buffer
-                .chunks_exact_mut(self.unit)
-                .for_each(<[u8]>::reverse);
+            Read::by_ref(&mut self.inner).take(limit).read_to_end(&mut self.buffer)?;
+            self.buffer.chunks_exact_mut(self.unit).for_each(<[u8]>::reverse);
         }
         let ready = self.buffer.get(self.at..).unwrap_or_default();
         let n = ready.len().min(buf.len());
@@ -227,28 +187,18 @@ struct Exact<R> {
 
 impl<R: Read> Exact<R> {
     fn step(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buf.len());
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
         let n = match buf.get_mut(..room) {
             Some(target) if self.left > 0 => self.inner.read(target)?,
             _ => 0,
         };
         if n == 0 && self.left > 0 {
             let found = self.expected.saturating_sub(self.left);
-            return Err(invalid(format!(
-                "too short: expected {} bytes, found {found}",
-                self.expected
-            )));
+            return Err(invalid(format!("too short: expected {} bytes, found {found}", self.expected)));
         }
-        self.left = self
-            .left
-            .saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
+        self.left = self.left.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
         if self.left == 0 && self.inner.read(&mut [0])? > 0 {
-            return Err(invalid(format!(
-                "too long: expected {} bytes, found more",
-                self.expected
-            )));
+            return Err(invalid(format!("too long: expected {} bytes, found more", self.expected)));
         }
         Ok(n)
     }

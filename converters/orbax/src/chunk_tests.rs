@@ -17,14 +17,12 @@ fn encode(data: &[u8], codec: Codec) -> Vec<u8> {
     match codec {
         Codec::Zstd => zstd::encode_all(data, 1).unwrap(),
         Codec::Gzip => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(data).unwrap();
             encoder.finish().unwrap()
         }
         Codec::Zlib => {
-            let mut encoder =
-                flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(data).unwrap();
             encoder.finish().unwrap()
         }
@@ -71,12 +69,7 @@ proptest! {
 fn a_chunk_of_the_wrong_length_is_refused_in_every_codec() {
     for codec in ALL {
         let stored = encode(b"twelve bytes", codec);
-        fails(
-            &stored,
-            &[codec],
-            13,
-            "too short: expected 13 bytes, found 12",
-        );
+        fails(&stored, &[codec], 13, "too short: expected 13 bytes, found 12");
         fails(&stored, &[codec], 11, "too long: expected 11 bytes");
     }
     fails(b"abc", &[], 4, "too short");
@@ -91,10 +84,7 @@ fn an_empty_or_garbled_or_cut_frame_is_refused() {
         assert!(read(b"not a frame at all", &[codec], 1, 12).is_err());
         let stored = encode(b"twelve bytes", codec);
         for cut in 0..stored.len() {
-            assert!(
-                read(&stored[..cut], &[codec], 1, 12).is_err(),
-                "{codec:?} cut to {cut}"
-            );
+            assert!(read(&stored[..cut], &[codec], 1, 12).is_err(), "{codec:?} cut to {cut}");
         }
     }
 }
@@ -103,12 +93,7 @@ fn an_empty_or_garbled_or_cut_frame_is_refused() {
 fn something_behind_the_frame_is_refused() {
     for codec in [Codec::Zstd, Codec::Gzip, Codec::Zlib] {
         let one = encode(b"twelve bytes", codec);
-        fails(
-            &[one.as_slice(), &[0]].concat(),
-            &[codec],
-            12,
-            "behind the end",
-        );
+        fails(&[one.as_slice(), &[0]].concat(), &[codec], 12, "behind the end");
     }
 }
 
@@ -116,40 +101,20 @@ fn something_behind_the_frame_is_refused() {
 fn a_second_zstd_frame_is_refused_even_an_empty_one() {
     let one = encode(b"twelve bytes", Codec::Zstd);
     for second in [one.clone(), encode(b"", Codec::Zstd)] {
-        fails(
-            &[one.clone(), second].concat(),
-            &[Codec::Zstd],
-            12,
-            "behind the end of the zstd frame",
-        );
+        fails(&[one.clone(), second].concat(), &[Codec::Zstd], 12, "behind the end of the zstd frame");
     }
 }
 
 #[test]
 fn two_frames_of_half_a_chunk_are_not_a_chunk() {
     let half = encode(b"twelve", Codec::Zstd);
-    fails(
-        &[half.clone(), half].concat(),
-        &[Codec::Zstd],
-        12,
-        "behind the end",
-    );
+    fails(&[half.clone(), half].concat(), &[Codec::Zstd], 12, "behind the end");
 }
 
 #[test]
 fn a_zstd_window_above_the_cap_is_refused() {
     // A frame header that asks for a window of 2^31: magic, descriptor, window descriptor (31 - 10) << 3, an empty last block.
-    let stored = [
-        0x28,
-        0xb5,
-        0x2f,
-        0xfd,
-        0x00,
-        (31 - 10) << 3,
-        0x01,
-        0x00,
-        0x00,
-    ];
+    let stored = [0x28, 0xb5, 0x2f, 0xfd, 0x00, (31 - 10) << 3, 0x01, 0x00, 0x00];
     fails(&stored, &[Codec::Zstd], 12, "memory");
 }
 
@@ -180,10 +145,7 @@ fn a_wrong_crc_is_refused() {
 #[test]
 fn big_endian_units_are_turned() {
     assert_eq!(read(&[1, 2, 3, 4], &[], 2, 4).unwrap(), [2, 1, 4, 3]);
-    assert_eq!(
-        read(&[1, 2, 3, 4, 5, 6, 7, 8], &[], 4, 8).unwrap(),
-        [4, 3, 2, 1, 8, 7, 6, 5]
-    );
+    assert_eq!(read(&[1, 2, 3, 4, 5, 6, 7, 8], &[], 4, 8).unwrap(), [4, 3, 2, 1, 8, 7, 6, 5]);
     let long: Vec<u8> = (0..BUFFER * 3).map(|i| i as u8).collect();
     let turned = read(&long, &[], 8, long.len() as u64).unwrap();
     assert_eq!(read(&turned, &[], 8, long.len() as u64).unwrap(), long);
@@ -193,14 +155,7 @@ fn big_endian_units_are_turned() {
 #[test]
 fn a_reader_of_exactly_the_chunk_has_seen_its_end() {
     let stored = [encode(b"twelve bytes", Codec::Zstd), vec![7]].concat();
-    let mut stream = decoder(
-        Box::new(stored.as_slice()),
-        &[Codec::Zstd],
-        1,
-        12,
-        WHAT.into(),
-    )
-    .unwrap();
+    let mut stream = decoder(Box::new(stored.as_slice()), &[Codec::Zstd], 1, 12, WHAT.into()).unwrap();
     assert!(stream.read_exact(&mut [0; 12]).is_err());
 }
 

@@ -31,13 +31,7 @@ const fn row(
     zarr2: &'static str,
     safetensors: Option<&'static str>,
 ) -> Row {
-    Row {
-        dtype,
-        size,
-        name,
-        zarr2,
-        safetensors,
-    }
+    Row { dtype, size, name, zarr2, safetensors }
 }
 
 /// dtype, bytes, numpy's and zarr v3's name, zarr v2's string, safetensors' name.
@@ -80,10 +74,7 @@ impl Dtype {
 
     fn row(self) -> &'static Row {
         // The table stands in the enum's order (a test holds it), so the search ends; the first row is never the answer for another type.
-        TABLE
-            .iter()
-            .find(|row| row.dtype == self)
-            .unwrap_or(&TABLE[0])
+        TABLE.iter().find(|row| row.dtype == self).unwrap_or(&TABLE[0])
     }
 
     /// Bytes an element takes in a chunk and in memory (1 for the sub-byte types: they are not packed).
@@ -98,10 +89,7 @@ impl Dtype {
 
     /// From numpy's name.
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE
-            .iter()
-            .find(|row| row.name == name)
-            .map(|row| row.dtype)
+        TABLE.iter().find(|row| row.name == name).map(|row| row.dtype)
     }
 
     /// The `dtype` of a `.zarray` document, little endian: `<f4`, `|u1`, `bfloat16`.
@@ -116,9 +104,7 @@ impl Dtype {
         }
         // numpy's code: a byte order, then kind and size. The order of a one-byte type means nothing.
         let (order, code) = text.split_at_checked(1)?;
-        let row = TABLE
-            .iter()
-            .find(|row| row.zarr2.starts_with(['<', '|']) && row.zarr2.get(1..) == Some(code))?;
+        let row = TABLE.iter().find(|row| row.zarr2.starts_with(['<', '|']) && row.zarr2.get(1..) == Some(code))?;
         match order {
             ">" => Some((row.dtype, row.size > 1)),
             "<" => Some((row.dtype, false)),
@@ -144,21 +130,16 @@ impl Dtype {
 
     /// From the safetensors name.
     pub fn from_safetensors(name: &str) -> Option<Self> {
-        TABLE
-            .iter()
-            .find(|row| row.safetensors == Some(name))
-            .map(|row| row.dtype)
+        TABLE.iter().find(|row| row.safetensors == Some(name)).map(|row| row.dtype)
     }
 
     /// A real floating point type, of whatever width (complex is not one).
     pub fn is_float(self) -> bool {
         use Dtype::*;
         match self {
-            F16 | Bf16 | F32 | F64 | F8E4M3Fn | F8E4M3Fnuz | F8E4M3B11Fnuz | F8E5M2
-            | F8E5M2Fnuz | F8E3M4 | F8E4M3 | F8E8M0Fnu => true,
-            Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | C64 | C128 | I4 | U4 | I2 | U2 => {
-                false
-            }
+            F16 | Bf16 | F32 | F64 | F8E4M3Fn | F8E4M3Fnuz | F8E4M3B11Fnuz | F8E5M2 | F8E5M2Fnuz | F8E3M4 | F8E4M3
+            | F8E8M0Fnu => true,
+            Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | C64 | C128 | I4 | U4 | I2 | U2 => false,
         }
     }
 
@@ -213,19 +194,7 @@ mod tests {
 
     #[test]
     fn strange_strings_are_no_type() {
-        for text in [
-            "",
-            "f4",
-            "|f4",
-            "<f3",
-            "=f4",
-            ">bfloat16",
-            "<V2",
-            "é4",
-            "<c32",
-            "O",
-            "[('a', '<f4')]",
-        ] {
+        for text in ["", "f4", "|f4", "<f3", "=f4", ">bfloat16", "<V2", "é4", "<c32", "O", "[('a', '<f4')]"] {
             assert_eq!(Dtype::from_zarr2(text), None, "{text:?}");
         }
         assert_eq!(Dtype::from_name("float4"), None);

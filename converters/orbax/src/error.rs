@@ -84,9 +84,7 @@ pub enum Error {
         problem: String,
     },
     /// A leaf says that it is an array, and there is none.
-    #[error(
-        "leaf {name:?}: no array {array:?} is stored (neither {array}/.zarray nor {array}/zarr.json)"
-    )]
+    #[error("leaf {name:?}: no array {array:?} is stored (neither {array}/.zarray nor {array}/zarr.json)")]
     NoArray {
         /// The leaf's path, joined by "/".
         name: String,
@@ -148,44 +146,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Error::Io {
-            path: path.as_ref().to_path_buf(),
-            source,
-        }
+        Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
     pub(crate) fn database(dir: impl AsRef<Path>, source: ocdbt::Error) -> Self {
-        Error::Database {
-            dir: dir.as_ref().to_path_buf(),
-            source,
-        }
+        Error::Database { dir: dir.as_ref().to_path_buf(), source }
     }
 
     pub(crate) fn document(file: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Document {
-            file: file.into(),
-            problem: problem.into(),
-        }
+        Error::Document { file: file.into(), problem: problem.into() }
     }
 
     pub(crate) fn unsupported(name: impl Into<String>, what: impl Into<String>) -> Self {
-        Error::Unsupported {
-            name: name.into(),
-            what: what.into(),
-        }
+        Error::Unsupported { name: name.into(), what: what.into() }
     }
 
     pub(crate) fn leaf(name: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Leaf {
-            name: name.into(),
-            problem: problem.into(),
-        }
+        Error::Leaf { name: name.into(), problem: problem.into() }
     }
 
     pub(crate) fn write(array: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Write {
-            array: array.into(),
-            problem: problem.into(),
-        }
+        Error::Write { array: array.into(), problem: problem.into() }
     }
 }

@@ -15,12 +15,7 @@ pub(crate) fn fill_bytes(name: &str, dtype: Dtype, value: Option<&Value>) -> Res
     let Some(value) = value else {
         return Ok(vec![0; dtype.size()]);
     };
-    element(dtype, value).ok_or_else(|| {
-        Error::document(
-            name,
-            format!("fill_value {} is not a {dtype}", short(value)),
-        )
-    })
+    element(dtype, value).ok_or_else(|| Error::document(name, format!("fill_value {} is not a {dtype}", short(value))))
 }
 
 fn element(dtype: Dtype, value: &Value) -> Option<Vec<u8>> {
@@ -36,30 +31,14 @@ fn element(dtype: Dtype, value: &Value) -> Option<Vec<u8>> {
                 _ => None,
             },
         },
-        I8 => i8::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        U8 => u8::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        I16 => i16::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        U16 => u16::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        I32 => i32::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        U32 => u32::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        I64 => i64::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
-        U64 => u64::try_from(integer(value)?)
-            .ok()
-            .map(|n| n.to_le_bytes().to_vec()),
+        I8 => i8::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        U8 => u8::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        I16 => i16::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        U16 => u16::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        I32 => i32::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        U32 => u32::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        I64 => i64::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
+        U64 => u64::try_from(integer(value)?).ok().map(|n| n.to_le_bytes().to_vec()),
         // Sub-byte integers stand sign-extended in a byte of their own.
         I4 => small(value, -8, 7),
         I2 => small(value, -2, 1),
@@ -69,12 +48,12 @@ fn element(dtype: Dtype, value: &Value) -> Option<Vec<u8>> {
         Bf16 => Some(bf16::from_f64(real(value)?).to_le_bytes().to_vec()),
         F32 => Some(to_f32(real(value)?).to_le_bytes().to_vec()),
         F64 => Some(real(value)?.to_le_bytes().to_vec()),
-        C64 => complex(value)
-            .map(|(re, im)| [to_f32(re).to_le_bytes(), to_f32(im).to_le_bytes()].concat()),
+        C64 => complex(value).map(|(re, im)| [to_f32(re).to_le_bytes(), to_f32(im).to_le_bytes()].concat()),
         C128 => complex(value).map(|(re, im)| [re.to_le_bytes(), im.to_le_bytes()].concat()),
         // Zero is zero bits in every one of these but e8m0, which has none; other values come as hex.
-        F8E4M3Fn | F8E4M3Fnuz | F8E4M3B11Fnuz | F8E5M2 | F8E5M2Fnuz | F8E3M4 | F8E4M3
-        | F8E8M0Fnu => (real(value)?.to_bits() == 0).then(|| vec![0]),
+        F8E4M3Fn | F8E4M3Fnuz | F8E4M3B11Fnuz | F8E5M2 | F8E5M2Fnuz | F8E3M4 | F8E4M3 | F8E8M0Fnu => {
+            (real(value)?.to_bits() == 0).then(|| vec![0])
+        }
     }
 }
 
@@ -151,29 +130,17 @@ mod tests {
 
     #[test]
     fn numbers_become_their_little_endian_bytes() {
-        assert_eq!(
-            fill(Dtype::F32, json!(1.5)),
-            Some(1.5f32.to_le_bytes().to_vec())
-        );
+        assert_eq!(fill(Dtype::F32, json!(1.5)), Some(1.5f32.to_le_bytes().to_vec()));
         assert_eq!(fill(Dtype::Bf16, json!(1)), Some(vec![0x80, 0x3f]));
         assert_eq!(fill(Dtype::F16, json!(1)), Some(vec![0x00, 0x3c]));
         assert_eq!(fill(Dtype::I16, json!(-2)), Some(vec![0xfe, 0xff]));
         assert_eq!(fill(Dtype::U64, json!(u64::MAX)), Some(vec![0xff; 8]));
-        assert_eq!(
-            fill(Dtype::I64, json!(3.0)),
-            Some(3i64.to_le_bytes().to_vec())
-        );
+        assert_eq!(fill(Dtype::I64, json!(3.0)), Some(3i64.to_le_bytes().to_vec()));
         assert_eq!(fill(Dtype::Bool, json!(true)), Some(vec![1]));
         assert_eq!(fill(Dtype::I4, json!(-8)), Some(vec![0xf8]));
         assert_eq!(fill(Dtype::C64, json!([1.0, "NaN"])).unwrap().len(), 8);
-        assert_eq!(
-            fill(Dtype::F64, json!("-Infinity")),
-            Some(f64::NEG_INFINITY.to_le_bytes().to_vec())
-        );
-        assert_eq!(
-            fill(Dtype::F32, json!("0x7fc00000")),
-            Some(f32::NAN.to_le_bytes().to_vec())
-        );
+        assert_eq!(fill(Dtype::F64, json!("-Infinity")), Some(f64::NEG_INFINITY.to_le_bytes().to_vec()));
+        assert_eq!(fill(Dtype::F32, json!("0x7fc00000")), Some(f32::NAN.to_le_bytes().to_vec()));
         assert_eq!(fill(Dtype::F8E5M2, json!("0x7c")), Some(vec![0x7c]));
         assert_eq!(fill(Dtype::F8E5M2, json!(0.0)), Some(vec![0]));
     }
@@ -193,9 +160,7 @@ mod tests {
             (Dtype::F8E4M3, json!(1.0)),
             (Dtype::I32, json!({})),
         ] {
-            let error = fill_bytes("a/.zarray", dtype, Some(&value))
-                .unwrap_err()
-                .to_string();
+            let error = fill_bytes("a/.zarray", dtype, Some(&value)).unwrap_err().to_string();
             assert!(error.starts_with("a/.zarray: fill_value"), "{error}");
         }
     }

@@ -39,10 +39,7 @@ pub fn locate(path: impl AsRef<Path>, item: Option<&str>) -> Result<Location> {
     let given = path.as_ref();
     let found = fs::metadata(given).map_err(|e| Error::io(given, e))?;
     if !found.is_dir() {
-        return Err(nothing(
-            given,
-            "is a file; a checkpoint is a folder".to_owned(),
-        ));
+        return Err(nothing(given, "is a file; a checkpoint is a folder".to_owned()));
     }
     // `.` and `ckpt/params/..` have no name of their own; names decide about steps, items and unfinished saves.
     let dir = match given.file_name() {
@@ -51,15 +48,9 @@ pub fn locate(path: impl AsRef<Path>, item: Option<&str>) -> Result<Location> {
     };
     refuse_unfinished(&dir)?;
     if let Some(wanted) = item {
-        let plain = !wanted.is_empty()
-            && wanted != "."
-            && wanted != ".."
-            && !wanted.contains(['/', '\\', '\0']);
+        let plain = !wanted.is_empty() && wanted != "." && wanted != ".." && !wanted.contains(['/', '\\', '\0']);
         if !plain || wanted.contains(TEMPORARY) {
-            return Err(nothing(
-                &dir,
-                format!("{wanted:?} is not the name of an item"),
-            ));
+            return Err(nothing(&dir, format!("{wanted:?} is not the name of an item")));
         }
     }
     if is_item(&dir) {
@@ -76,17 +67,12 @@ pub fn locate(path: impl AsRef<Path>, item: Option<&str>) -> Result<Location> {
 }
 
 fn nothing(dir: &Path, problem: String) -> Error {
-    Error::NotACheckpoint {
-        dir: dir.to_path_buf(),
-        problem,
-    }
+    Error::NotACheckpoint { dir: dir.to_path_buf(), problem }
 }
 
 /// A folder that [`Checkpoint::open`](crate::Checkpoint::open) has something to say about.
 fn is_item(dir: &Path) -> bool {
-    ["_METADATA", "manifest.ocdbt", "checkpoint"]
-        .iter()
-        .any(|name| dir.join(name).is_file())
+    ["_METADATA", "manifest.ocdbt", "checkpoint"].iter().any(|name| dir.join(name).is_file())
         || has_process_folders(dir)
 }
 
@@ -94,34 +80,22 @@ fn has_process_folders(dir: &Path) -> bool {
     let Ok(entries) = fs::read_dir(dir) else {
         return false;
     };
-    entries.flatten().any(|entry| {
-        entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with("ocdbt.process_")
-    })
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("ocdbt.process_"))
 }
 
 /// An item whose save was finished.
 fn is_complete(dir: &Path) -> bool {
-    dir.join("_METADATA").is_file()
-        && (dir.join("manifest.ocdbt").is_file() || !has_process_folders(dir))
+    dir.join("_METADATA").is_file() && (dir.join("manifest.ocdbt").is_file() || !has_process_folders(dir))
 }
 
 fn name_of(dir: &Path) -> String {
-    dir.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// A step folder is named by its number, with the manager's prefix before an underscore where it was given one.
 fn step_number(name: &str) -> Option<u64> {
     let digits = name.rsplit_once('_').map_or(name, |(_, digits)| digits);
-    digits
-        .bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| digits.parse().ok())
-        .flatten()
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 fn assets_of(step: &Path) -> Option<PathBuf> {
@@ -130,10 +104,7 @@ fn assets_of(step: &Path) -> Option<PathBuf> {
 
 fn item_itself(dir: &Path, item: Option<&str>) -> Result<Location> {
     let name = name_of(dir);
-    let parent = dir
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let of_step = step_number(&name_of(parent));
     // A bare save may be named anything; it is an item of its parent where the parent is a step or the name is a usual one.
     let known = of_step.is_some() || PREFERRED.contains(&name.as_str()) || name == "train_state";
@@ -141,28 +112,14 @@ fn item_itself(dir: &Path, item: Option<&str>) -> Result<Location> {
         && wanted != name
     {
         let beside = parent.join(wanted);
-        let hint = if is_item(&beside) {
-            format!("; there is {}", beside.display())
-        } else {
-            String::new()
-        };
-        return Err(nothing(
-            dir,
-            format!("is itself an item, {name:?}, and not {wanted:?}{hint}"),
-        ));
+        let hint = if is_item(&beside) { format!("; there is {}", beside.display()) } else { String::new() };
+        return Err(nothing(dir, format!("is itself an item, {name:?}, and not {wanted:?}{hint}")));
     }
     Ok(Location {
         dir: dir.to_path_buf(),
         step: if known { of_step } else { step_number(&name) },
         assets: assets_of(if known { parent } else { dir }),
-        taken: format!(
-            "{} as given",
-            if known {
-                format!("item {name}")
-            } else {
-                "the folder".to_owned()
-            }
-        ),
+        taken: format!("{} as given", if known { format!("item {name}") } else { "the folder".to_owned() }),
         item: known.then_some(name),
     })
 }
@@ -212,21 +169,13 @@ impl Listing {
         if !self.others.is_empty() {
             parts.push(format!("found {}", some(&self.others)));
         }
-        parts.push(
-            "give a folder with _METADATA, a step, or an experiment folder with numbered steps"
-                .to_owned(),
-        );
+        parts.push("give a folder with _METADATA, a step, or an experiment folder with numbered steps".to_owned());
         parts.join("; ")
     }
 }
 
 fn some(names: &[String]) -> String {
-    let shown = names
-        .iter()
-        .take(MAX_NAMED)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
+    let shown = names.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(MAX_NAMED) {
         0 => shown,
         more => format!("{shown} and {more} more"),
@@ -234,41 +183,24 @@ fn some(names: &[String]) -> String {
 }
 
 /// Takes an item of a folder that has items.
-fn choose(
-    dir: &Path,
-    listing: &Listing,
-    item: Option<&str>,
-    latest: Option<String>,
-) -> Result<Location> {
+fn choose(dir: &Path, listing: &Listing, item: Option<&str>, latest: Option<String>) -> Result<Location> {
     let (name, why) = match (item, listing.items.as_slice()) {
         (Some(wanted), items) => match items.iter().find(|name| *name == wanted) {
             Some(name) => (name, "as asked for".to_owned()),
             None => {
-                return Err(nothing(
-                    dir,
-                    format!("no item {wanted:?}; found {}", some(items)),
-                ));
+                return Err(nothing(dir, format!("no item {wanted:?}; found {}", some(items))));
             }
         },
         (None, [only]) => (only, "the only item".to_owned()),
-        (None, items) => match PREFERRED
-            .iter()
-            .find_map(|wanted| items.iter().find(|name| name == wanted))
-        {
+        (None, items) => match PREFERRED.iter().find_map(|wanted| items.iter().find(|name| name == wanted)) {
             Some(name) => (name, format!("of {}", some(items))),
             None => {
-                return Err(nothing(
-                    dir,
-                    format!("several items, choose one: {}", some(items)),
-                ));
+                return Err(nothing(dir, format!("several items, choose one: {}", some(items))));
             }
         },
     };
     let chosen = dir.join(name);
-    if !is_complete(&chosen)
-        && !chosen.join("checkpoint").is_file()
-        && !chosen.join("manifest.ocdbt").is_file()
-    {
+    if !is_complete(&chosen) && !chosen.join("checkpoint").is_file() && !chosen.join("manifest.ocdbt").is_file() {
         return Err(Error::Unfinished {
             dir: chosen,
             problem: "no _METADATA or no merged manifest.ocdbt in it".to_owned(),
@@ -293,24 +225,13 @@ fn latest_step(dir: &Path, listing: &Listing, item: Option<&str>) -> Result<Loca
     let mut skipped = Vec::new();
     for (step, name) in listing.steps.iter().rev() {
         let path = dir.join(name);
-        let count = if total == 1 {
-            "the only step".to_owned()
-        } else {
-            format!("latest of {total} steps")
-        };
-        let note = if skipped.is_empty() {
-            String::new()
-        } else {
-            format!(", skipping unfinished {}", some(&skipped))
-        };
+        let count = if total == 1 { "the only step".to_owned() } else { format!("latest of {total} steps") };
+        let note = if skipped.is_empty() { String::new() } else { format!(", skipping unfinished {}", some(&skipped)) };
         let latest = format!("{count}: {name}{note}");
         if is_item(&path) {
             if is_complete(&path) {
                 if let Some(wanted) = item {
-                    return Err(nothing(
-                        &path,
-                        format!("is itself an item; it has no item {wanted:?}"),
-                    ));
+                    return Err(nothing(&path, format!("is itself an item; it has no item {wanted:?}")));
                 }
                 return Ok(Location {
                     assets: assets_of(&path),
@@ -322,19 +243,14 @@ fn latest_step(dir: &Path, listing: &Listing, item: Option<&str>) -> Result<Loca
             }
         } else {
             let inner = Listing::read(&path)?;
-            if inner.unfinished.is_empty()
-                && inner.items.iter().any(|item| is_complete(&path.join(item)))
-            {
+            if inner.unfinished.is_empty() && inner.items.iter().any(|item| is_complete(&path.join(item))) {
                 return choose(&path, &inner, item, Some(latest));
             }
         }
         skipped.push(name.clone());
     }
     let steps: Vec<String> = listing.steps.iter().map(|(_, name)| name.clone()).collect();
-    Err(nothing(
-        dir,
-        format!("none of its steps is a complete save: {}", some(&steps)),
-    ))
+    Err(nothing(dir, format!("none of its steps is a complete save: {}", some(&steps))))
 }
 
 #[cfg(test)]

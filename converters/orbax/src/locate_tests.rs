@@ -22,10 +22,7 @@ fn an_item_folder_is_taken_as_given() {
     let root = root();
     item(&root.path().join("ckpt"));
     let found = locate(root.path().join("ckpt"), None).unwrap();
-    assert_eq!(
-        (found.dir.as_path(), found.item, found.step),
-        (root.path().join("ckpt").as_path(), None, None)
-    );
+    assert_eq!((found.dir.as_path(), found.item, found.step), (root.path().join("ckpt").as_path(), None, None));
 }
 
 #[test]
@@ -45,31 +42,11 @@ fn an_item_of_a_step_knows_its_step_and_assets() {
     for path in [step.join("params"), step.clone(), root.path().join("run")] {
         let found = locate(&path, None).unwrap();
         assert!(!found.taken.is_empty());
-        assert_eq!(
-            Location {
-                taken: String::new(),
-                ..found
-            },
-            expected,
-            "{}",
-            path.display()
-        );
+        assert_eq!(Location { taken: String::new(), ..found }, expected, "{}", path.display());
     }
-    assert_eq!(
-        locate(&step, Some("train_state")).unwrap().dir,
-        step.join("train_state")
-    );
-    assert_eq!(
-        locate(root.path().join("run"), Some("train_state"))
-            .unwrap()
-            .dir,
-        step.join("train_state")
-    );
-    fails(
-        &step,
-        Some("opt_state"),
-        "no item \"opt_state\"; found params, train_state",
-    );
+    assert_eq!(locate(&step, Some("train_state")).unwrap().dir, step.join("train_state"));
+    assert_eq!(locate(root.path().join("run"), Some("train_state")).unwrap().dir, step.join("train_state"));
+    fails(&step, Some("opt_state"), "no item \"opt_state\"; found params, train_state");
     fails(&step.join("params"), Some("train_state"), "there is");
 }
 
@@ -81,10 +58,7 @@ fn steps_are_compared_as_numbers() {
     }
     let found = locate(root.path(), None).unwrap();
     assert_eq!(found.step, Some(1000));
-    assert_eq!(
-        found.taken,
-        "latest of 3 steps: 1000, item params (the only item)"
-    );
+    assert_eq!(found.taken, "latest of 3 steps: 1000, item params (the only item)");
 }
 
 #[test]
@@ -96,22 +70,10 @@ fn unfinished_saves_are_never_taken() {
     fs::create_dir_all(root.path().join("15/params/ocdbt.process_0")).unwrap();
     let found = locate(root.path(), None).unwrap();
     assert_eq!(found.step, Some(10));
-    assert!(
-        found.taken.contains("skipping unfinished 20, 15"),
-        "{}",
-        found.taken
-    );
-    fails(
-        &root.path().join("30.orbax-checkpoint-tmp-123"),
-        None,
-        "unfinished",
-    );
+    assert!(found.taken.contains("skipping unfinished 20, 15"), "{}", found.taken);
+    fails(&root.path().join("30.orbax-checkpoint-tmp-123"), None, "unfinished");
     fails(&root.path().join("15"), None, "unfinished");
-    fails(
-        &root.path().join("20"),
-        None,
-        "only unfinished saves: params.orbax-checkpoint-tmp-5",
-    );
+    fails(&root.path().join("20"), None, "only unfinished saves: params.orbax-checkpoint-tmp-5");
 }
 
 #[test]
@@ -134,10 +96,7 @@ fn items_are_preferred_in_their_order() {
     ] {
         let root = root();
         items.iter().for_each(|name| item(&root.path().join(name)));
-        assert_eq!(
-            locate(root.path(), None).unwrap().item.as_deref(),
-            Some(expected)
-        );
+        assert_eq!(locate(root.path(), None).unwrap().item.as_deref(), Some(expected));
     }
     let root = root();
     item(&root.path().join("x"));

@@ -111,12 +111,8 @@ impl Metadata {
 
     fn parse(file: &str, bytes: &[u8]) -> Result<Self> {
         let doc: MetadataDoc = parse(file, bytes)?;
-        let leaves = doc
-            .tree_metadata
-            .0
-            .into_iter()
-            .map(|(member, entry)| leaf(file, &member, entry))
-            .collect::<Result<_>>()?;
+        let leaves =
+            doc.tree_metadata.0.into_iter().map(|(member, entry)| leaf(file, &member, entry)).collect::<Result<_>>()?;
         Ok(Metadata {
             leaves,
             use_ocdbt: doc.use_ocdbt,
@@ -129,10 +125,7 @@ impl Metadata {
 fn leaf(file: &str, member: &str, entry: TreeEntry) -> Result<LeafDoc> {
     let bad = |problem: String| Error::document(file, format!("leaf {member:?}: {problem}"));
     if entry.key_metadata.len() > MAX_PATH {
-        return Err(bad(format!(
-            "{} steps deep, at most {MAX_PATH} are accepted",
-            entry.key_metadata.len()
-        )));
+        return Err(bad(format!("{} steps deep, at most {MAX_PATH} are accepted", entry.key_metadata.len())));
     }
     let path = entry
         .key_metadata
@@ -142,36 +135,21 @@ fn leaf(file: &str, member: &str, entry: TreeEntry) -> Result<LeafDoc> {
                 Value::String(text) => text.clone(),
                 Value::Number(number) => number.to_string(),
                 other => {
-                    return Err(bad(format!(
-                        "key: expected a string, found {}",
-                        short(other)
-                    )));
+                    return Err(bad(format!("key: expected a string, found {}", short(other))));
                 }
             };
             match key_type.as_u64() {
                 Some(2) => Ok(Key::Name(text)),
                 Some(1) => {
                     let index = text.parse().ok().filter(|n: &u64| n.to_string() == text);
-                    index
-                        .map(Key::Index)
-                        .ok_or_else(|| bad(format!("key {text:?} is not a sequence index")))
+                    index.map(Key::Index).ok_or_else(|| bad(format!("key {text:?} is not a sequence index")))
                 }
-                _ => Err(bad(format!(
-                    "key_type: expected 1 (sequence) or 2 (dict), found {}",
-                    short(&key_type)
-                ))),
+                _ => Err(bad(format!("key_type: expected 1 (sequence) or 2 (dict), found {}", short(&key_type)))),
             }
         })
         .collect::<Result<_>>()?;
-    let ValueDoc {
-        value_type,
-        skip_deserialize,
-    } = entry.value_metadata;
-    Ok(LeafDoc {
-        path,
-        value_type,
-        skip: skip_deserialize.unwrap_or(false),
-    })
+    let ValueDoc { value_type, skip_deserialize } = entry.value_metadata;
+    Ok(LeafDoc { path, value_type, skip: skip_deserialize.unwrap_or(false) })
 }
 
 /// `_strings.json`: array name to string; empty where the file does not exist.
@@ -219,16 +197,11 @@ pub(crate) fn read_prng_impls(dir: &Path, warnings: &mut Vec<String>) -> HashMap
         let name = format!("array_metadatas/{name}");
         let document = read_document(dir, &name, MAX_METADATA).and_then(|bytes| match bytes {
             Some(bytes) => parse::<ArrayMetadatas>(&name, &bytes),
-            None => Ok(ArrayMetadatas {
-                array_metadatas: Vec::new(),
-            }),
+            None => Ok(ArrayMetadatas { array_metadatas: Vec::new() }),
         });
         match document {
             Ok(document) => {
-                for ArrayMetadataEntry {
-                    array_metadata: array,
-                } in document.array_metadatas
-                {
+                for ArrayMetadataEntry { array_metadata: array } in document.array_metadatas {
                     if let Some(name) = array.ext_metadata.and_then(|ext| ext.random_key_impl) {
                         impls.insert(array.param_name, name);
                     }
@@ -255,33 +228,16 @@ mod tests {
             "a": {"key_metadata": [{"key":0,"key_type":2}], "value_metadata": {"value_type":"None","skip_deserialize":true}}},
             "use_zarr3": true, "store_array_data_equal_to_fill_value": true, "custom_metadata": null}"#;
         let metadata = Metadata::parse("_METADATA", text.as_bytes()).unwrap();
-        assert_eq!(
-            metadata.leaves[0].path,
-            [Key::Name("z".into()), Key::Index(10)]
-        );
+        assert_eq!(metadata.leaves[0].path, [Key::Name("z".into()), Key::Index(10)]);
         assert_eq!(metadata.leaves[1].path, [Key::Name("0".into())]);
         assert!(metadata.leaves[1].skip && !metadata.leaves[0].skip);
-        assert_eq!(
-            (
-                metadata.use_ocdbt,
-                metadata.use_zarr3,
-                metadata.every_chunk_stored
-            ),
-            (None, true, true)
-        );
+        assert_eq!((metadata.use_ocdbt, metadata.use_zarr3, metadata.every_chunk_stored), (None, true, true));
     }
 
     #[test]
     fn members_absent_in_old_versions_have_their_old_meaning() {
         let metadata = Metadata::parse("_METADATA", br#"{"tree_metadata": {}}"#).unwrap();
-        assert_eq!(
-            (
-                metadata.use_ocdbt,
-                metadata.use_zarr3,
-                metadata.every_chunk_stored
-            ),
-            (None, false, false)
-        );
+        assert_eq!((metadata.use_ocdbt, metadata.use_zarr3, metadata.every_chunk_stored), (None, false, false));
     }
 
     #[test]
@@ -295,50 +251,25 @@ mod tests {
             ("{}".to_owned(), "tree_metadata"),
             (r#"{"tree_metadata": []}"#.to_owned(), "an object"),
             (one("1"), "invalid type"),
+            (one(r#"{"key_metadata":[{"key":"a","key_type":3}],"value_metadata":{"value_type":"None"}}"#), "key_type"),
             (
-                one(
-                    r#"{"key_metadata":[{"key":"a","key_type":3}],"value_metadata":{"value_type":"None"}}"#,
-                ),
+                one(r#"{"key_metadata":[{"key":"a","key_type":"2"}],"value_metadata":{"value_type":"None"}}"#),
                 "key_type",
             ),
             (
-                one(
-                    r#"{"key_metadata":[{"key":"a","key_type":"2"}],"value_metadata":{"value_type":"None"}}"#,
-                ),
-                "key_type",
-            ),
-            (
-                one(
-                    r#"{"key_metadata":[{"key":"01","key_type":1}],"value_metadata":{"value_type":"None"}}"#,
-                ),
+                one(r#"{"key_metadata":[{"key":"01","key_type":1}],"value_metadata":{"value_type":"None"}}"#),
                 "sequence index",
             ),
             (
-                one(
-                    r#"{"key_metadata":[{"key":null,"key_type":2}],"value_metadata":{"value_type":"None"}}"#,
-                ),
+                one(r#"{"key_metadata":[{"key":null,"key_type":2}],"value_metadata":{"value_type":"None"}}"#),
                 "expected a string",
             ),
-            (
-                one(r#"{"key_metadata":[],"value_metadata":{}}"#),
-                "value_type",
-            ),
+            (one(r#"{"key_metadata":[],"value_metadata":{}}"#), "value_type"),
             (one(&deep), "steps deep"),
-            (
-                format!(
-                    r#"{{"tree_metadata": {{}}, "custom_metadata": {}1"#,
-                    "[".repeat(200_000)
-                ),
-                "EOF",
-            ),
+            (format!(r#"{{"tree_metadata": {{}}, "custom_metadata": {}1"#, "[".repeat(200_000)), "EOF"),
         ] {
-            let error = Metadata::parse("_METADATA", text.as_bytes())
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with("_METADATA: ") && error.contains(expected),
-                "{error}"
-            );
+            let error = Metadata::parse("_METADATA", text.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("_METADATA: ") && error.contains(expected), "{error}");
         }
     }
 

@@ -27,52 +27,33 @@ pub(crate) struct Header {
 /// Reads a header; the reader then stands at the first element.
 pub(crate) fn read_header(reader: &mut dyn Read) -> Result<Header, String> {
     let mut start = [0u8; 8];
-    reader
-        .read_exact(&mut start)
-        .map_err(|e| format!("no npy header: {e}"))?;
+    reader.read_exact(&mut start).map_err(|e| format!("no npy header: {e}"))?;
     let Some([major, _minor]) = start.strip_prefix(MAGIC) else {
-        return Err(format!(
-            "not an npy file: expected the magic \\x93NUMPY, found {}",
-            start.escape_ascii()
-        ));
+        return Err(format!("not an npy file: expected the magic \\x93NUMPY, found {}", start.escape_ascii()));
     };
     let (literal_len, before) = match major {
         1 => {
             let mut length = [0u8; 2];
-            reader
-                .read_exact(&mut length)
-                .map_err(|e| format!("npy header: {e}"))?;
+            reader.read_exact(&mut length).map_err(|e| format!("npy header: {e}"))?;
             (u32::from(u16::from_le_bytes(length)), 10u64)
         }
         2 | 3 => {
             let mut length = [0u8; 4];
-            reader
-                .read_exact(&mut length)
-                .map_err(|e| format!("npy header: {e}"))?;
+            reader.read_exact(&mut length).map_err(|e| format!("npy header: {e}"))?;
             (u32::from_le_bytes(length), 12)
         }
         other => return Err(format!("npy version {other}: 1, 2 and 3 are known")),
     };
     if literal_len > MAX_HEADER {
-        return Err(format!(
-            "npy header of {literal_len} bytes, at most {MAX_HEADER} are accepted"
-        ));
+        return Err(format!("npy header of {literal_len} bytes, at most {MAX_HEADER} are accepted"));
     }
     let mut literal = Vec::new();
-    reader
-        .take(u64::from(literal_len))
-        .read_to_end(&mut literal)
-        .map_err(|e| format!("npy header: {e}"))?;
+    reader.take(u64::from(literal_len)).read_to_end(&mut literal).map_err(|e| format!("npy header: {e}"))?;
     let text = std::str::from_utf8(&literal).map_err(|_| "npy header: not text".to_owned())?;
     if literal.len() != usize::try_from(literal_len).unwrap_or(usize::MAX) {
-        return Err(format!(
-            "npy header: expected {literal_len} bytes, found {}",
-            literal.len()
-        ));
+        return Err(format!("npy header: expected {literal_len} bytes, found {}", literal.len()));
     }
-    let (descr, fortran, shape) = Literal { rest: text }
-        .header()
-        .map_err(|e| format!("npy header: {e}"))?;
+    let (descr, fortran, shape) = Literal { rest: text }.header().map_err(|e| format!("npy header: {e}"))?;
     let (dtype, big_endian) = from_descr(&descr)?;
     Ok(Header {
         dtype,
@@ -118,11 +99,7 @@ impl<'a> Literal<'a> {
     }
 
     fn need(&mut self, token: &str) -> Result<(), String> {
-        if self.eat(token) {
-            Ok(())
-        } else {
-            Err(format!("expected {token:?}, found {:?}", self.glimpse()))
-        }
+        if self.eat(token) { Ok(()) } else { Err(format!("expected {token:?}, found {:?}", self.glimpse())) }
     }
 
     fn glimpse(&self) -> String {
@@ -133,10 +110,7 @@ impl<'a> Literal<'a> {
         self.skip();
         let quote = self.rest.chars().next().filter(|c| matches!(c, '\'' | '"'));
         let Some((text, rest)) = quote.and_then(|q| self.rest.get(1..)?.split_once(q)) else {
-            return Err(format!(
-                "expected a string, found {:?} (structured types are not supported)",
-                self.glimpse()
-            ));
+            return Err(format!("expected a string, found {:?} (structured types are not supported)", self.glimpse()));
         };
         self.rest = rest;
         Ok(text)
@@ -154,14 +128,10 @@ impl<'a> Literal<'a> {
         let mut sizes = Vec::new();
         while !self.eat(")") {
             self.skip();
-            let end = self
-                .rest
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(self.rest.len());
+            let end = self.rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.rest.len());
             let (digits, rest) = self.rest.split_at_checked(end).unwrap_or(("", self.rest));
-            let size: u64 = digits
-                .parse()
-                .map_err(|_| format!("shape: expected a size, found {:?}", self.glimpse()))?;
+            let size: u64 =
+                digits.parse().map_err(|_| format!("shape: expected a size, found {:?}", self.glimpse()))?;
             // Python 2 wrote long integers with an L.
             self.rest = rest.strip_prefix('L').unwrap_or(rest);
             sizes.push(size);
@@ -256,12 +226,7 @@ mod tests {
             (header.dtype, header.big_endian, header.order, header.shape),
             (Dtype::I64, true, Order::F, vec![3])
         );
-        assert_eq!(
-            parse("{'descr': '|V2', 'fortran_order': False, 'shape': ()}")
-                .unwrap()
-                .dtype,
-            Dtype::Bf16
-        );
+        assert_eq!(parse("{'descr': '|V2', 'fortran_order': False, 'shape': ()}").unwrap().dtype, Dtype::Bf16);
     }
 
     #[test]
@@ -274,57 +239,23 @@ mod tests {
             (format!("{{'descr': [('a', '<f4')], {ok}}}"), "structured"),
             (format!("{{{ok}}}"), "no member \"descr\""),
             (format!("{{'descr': '<f4', 'descr': '<f4', {ok}}}"), "twice"),
-            (
-                format!("{{'descr': '<f4', {ok}, 'x': 1}}"),
-                "unknown member",
-            ),
+            (format!("{{'descr': '<f4', {ok}, 'x': 1}}"), "unknown member"),
             (format!("{{'descr': '<f4', {ok}}} x"), "behind"),
-            (
-                "{'descr': '<f4', 'fortran_order': 0, 'shape': ()}".into(),
-                "False",
-            ),
-            (
-                "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}".into(),
-                "size",
-            ),
-            (
-                "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}".into(),
-                "size",
-            ),
-            (
-                format!(
-                    "{{'descr': '<f4', 'fortran_order': False, 'shape': ({})}}",
-                    "1,".repeat(33)
-                ),
-                "axes",
-            ),
+            ("{'descr': '<f4', 'fortran_order': 0, 'shape': ()}".into(), "False"),
+            ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}".into(), "size"),
+            ("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}".into(), "size"),
+            (format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({})}}", "1,".repeat(33)), "axes"),
             ("{'descr': '<f4".into(), "string"),
             ("".into(), "expected"),
         ] {
             let error = parse(&literal).unwrap_err();
             assert!(error.contains(with), "{literal}: {error}");
         }
-        assert!(
-            read_header(&mut npy(4, "{}").as_slice())
-                .unwrap_err()
-                .contains("version 4")
-        );
-        assert!(
-            read_header(&mut &b"PK\x03\x04 no numpy"[..])
-                .unwrap_err()
-                .contains("magic")
-        );
+        assert!(read_header(&mut npy(4, "{}").as_slice()).unwrap_err().contains("version 4"));
+        assert!(read_header(&mut &b"PK\x03\x04 no numpy"[..]).unwrap_err().contains("magic"));
         let huge = [MAGIC, &[2, 0], &u32::MAX.to_le_bytes()].concat();
-        assert!(
-            read_header(&mut huge.as_slice())
-                .unwrap_err()
-                .contains("at most")
-        );
-        assert!(
-            read_header(&mut &npy(1, "{   }")[..12])
-                .unwrap_err()
-                .contains("found 2")
-        );
+        assert!(read_header(&mut huge.as_slice()).unwrap_err().contains("at most"));
+        assert!(read_header(&mut &npy(1, "{   }")[..12]).unwrap_err().contains("found 2"));
     }
 
     proptest! {

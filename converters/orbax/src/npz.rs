@@ -44,44 +44,27 @@ impl Npz {
     /// Anything that is no zip file, a member that is no npy file, a pickled or structured array, sizes that contradict each other.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bad = |problem: String| Error::Npz {
-            path: path.to_path_buf(),
-            problem,
-        };
+        let bad = |problem: String| Error::Npz { path: path.to_path_buf(), problem };
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let found = file.metadata().map_err(|e| Error::io(path, e))?;
         if !found.is_file() {
             return Err(bad("not a regular file".to_owned()));
         }
-        let mut archive = zip::ZipArchive::new(BufReader::new(file))
-            .map_err(|e| bad(format!("not a zip container: {e}")))?;
+        let mut archive =
+            zip::ZipArchive::new(BufReader::new(file)).map_err(|e| bad(format!("not a zip container: {e}")))?;
         if archive.len() > MAX_MEMBERS {
-            return Err(bad(format!(
-                "{} members, at most {MAX_MEMBERS} are accepted",
-                archive.len()
-            )));
+            return Err(bad(format!("{} members, at most {MAX_MEMBERS} are accepted", archive.len())));
         }
         if archive.has_duplicate_names() {
             return Err(bad("two members of one name".to_owned()));
         }
-        let mut npz = Npz {
-            path: path.to_path_buf(),
-            infos: Vec::new(),
-            members: Vec::new(),
-        };
+        let mut npz = Npz { path: path.to_path_buf(), infos: Vec::new(), members: Vec::new() };
         for i in 0..archive.len() {
-            let mut entry = archive
-                .by_index(i)
-                .map_err(|e| bad(format!("member {i}: {e}")))?;
-            let full_name = entry
-                .name()
-                .map_err(|e| bad(format!("member {i}: {e}")))?
-                .into_owned();
+            let mut entry = archive.by_index(i).map_err(|e| bad(format!("member {i}: {e}")))?;
+            let full_name = entry.name().map_err(|e| bad(format!("member {i}: {e}")))?.into_owned();
             let bad = |problem: String| bad(format!("member {full_name:?}: {problem}"));
             let Some(name) = full_name.strip_suffix(".npy") else {
-                return Err(bad(
-                    "not an array (no .npy at the end of its name)".to_owned()
-                ));
+                return Err(bad("not an array (no .npy at the end of its name)".to_owned()));
             };
             let deflated = match entry.compression() {
                 zip::CompressionMethod::Stored => false,
@@ -89,29 +72,16 @@ impl Npz {
                 other => return Err(bad(format!("compression {other:?} is not supported"))),
             };
             let (size, stored, crc32) = (entry.size(), entry.compressed_size(), entry.crc32());
-            let start = entry
-                .data_start()
-                .ok_or_else(|| bad("its data were not found".to_owned()))?;
-            if start
-                .checked_add(stored)
-                .is_none_or(|end| end > found.len())
-            {
-                return Err(bad(format!(
-                    "{stored} bytes at {start} lie outside the file of {}",
-                    found.len()
-                )));
+            let start = entry.data_start().ok_or_else(|| bad("its data were not found".to_owned()))?;
+            if start.checked_add(stored).is_none_or(|end| end > found.len()) {
+                return Err(bad(format!("{stored} bytes at {start} lie outside the file of {}", found.len())));
             }
             let header = read_header(&mut entry).map_err(bad)?;
             let element = u64::try_from(header.dtype.size()).unwrap_or(u64::MAX);
             let data = product(&header.shape)
                 .and_then(|n| n.checked_mul(element))
                 .filter(|&bytes| bytes <= MAX_ARRAY_BYTES)
-                .ok_or_else(|| {
-                    bad(format!(
-                        "shape {:?} of {} is too large",
-                        header.shape, header.dtype
-                    ))
-                })?;
+                .ok_or_else(|| bad(format!("shape {:?} of {} is too large", header.shape, header.dtype)))?;
             if header.length.checked_add(data) != Some(size) {
                 return Err(bad(format!(
                     "shape {:?} of {} takes {} + {data} bytes, the container says {size}",
@@ -129,20 +99,8 @@ impl Npz {
                 dtype: header.dtype,
                 order: header.order,
             });
-            let unit = if header.big_endian {
-                header.dtype.swap_unit()
-            } else {
-                1
-            };
-            npz.members.push(Member {
-                start,
-                stored,
-                deflated,
-                crc32,
-                header: header.length,
-                data,
-                unit,
-            });
+            let unit = if header.big_endian { header.dtype.swap_unit() } else { 1 };
+            npz.members.push(Member { start, stored, deflated, crc32, header: header.length, data, unit });
         }
         Ok(npz)
     }
@@ -156,12 +114,7 @@ impl Npz {
         };
         let (Some(member), Some(info)) = (self.members.get(array), self.infos.get(array)) else {
             let found = u64::try_from(array).unwrap_or(u64::MAX);
-            return Err(out_of_range(
-                self.path.display().to_string(),
-                "array",
-                found,
-                self.members.len(),
-            ));
+            return Err(out_of_range(self.path.display().to_string(), "array", found, self.members.len()));
         };
         let chunks = usize::from(member.data > 0);
         if chunk >= u64::try_from(chunks).unwrap_or(0) {
@@ -182,24 +135,15 @@ impl Source for Npz {
             let mut file = File::open(&self.path)?;
             file.seek(SeekFrom::Start(member.start))?;
             let stored = BufReader::new(file.take(member.stored));
-            let plain: Box<dyn Read + Send> = if member.deflated {
-                Box::new(flate2::bufread::DeflateDecoder::new(stored))
-            } else {
-                Box::new(stored)
-            };
-            let mut checked = Crc32 {
-                inner: plain,
-                crc: flate2::Crc::new(),
-                expected: member.crc32,
-            };
+            let plain: Box<dyn Read + Send> =
+                if member.deflated { Box::new(flate2::bufread::DeflateDecoder::new(stored)) } else { Box::new(stored) };
+            let mut checked = Crc32 { inner: plain, crc: flate2::Crc::new(), expected: member.crc32 };
             // The header was parsed at open; here it only passes through the checksum.
             io::copy(&mut checked.by_ref().take(member.header), &mut io::sink())?;
             let what = format!("{}: member {:?}", self.path.display(), info.name);
             decoder(Box::new(checked), &[], member.unit, member.data, what)
         };
-        open()
-            .map(Chunk::Stream)
-            .map_err(|e| Error::io(&self.path, e))
+        open().map(Chunk::Stream).map_err(|e| Error::io(&self.path, e))
     }
 
     fn stored_len(&self, array: usize, chunk: u64) -> Result<u64> {
@@ -219,11 +163,7 @@ impl<R: Read> Read for Crc32<R> {
         let n = self.inner.read(buf)?;
         self.crc.update(buf.get(..n).unwrap_or_default());
         if n == 0 && !buf.is_empty() && self.crc.sum() != self.expected {
-            let problem = format!(
-                "CRC-32: expected {:08x}, found {:08x}",
-                self.expected,
-                self.crc.sum()
-            );
+            let problem = format!("CRC-32: expected {:08x}, found {:08x}", self.expected, self.crc.sum());
             return Err(io::Error::new(ErrorKind::InvalidData, problem));
         }
         Ok(n)

@@ -31,10 +31,7 @@ pub(crate) struct Planned {
 /// Checks the whole tree.
 pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
     if arrays.is_empty() {
-        return Err(Error::write(
-            "",
-            "a checkpoint without arrays cannot be restored; nothing to write",
-        ));
+        return Err(Error::write("", "a checkpoint without arrays cannot be restored; nothing to write"));
     }
     let mut names: Vec<(String, String)> = Vec::new();
     let mut planned = Vec::new();
@@ -43,11 +40,7 @@ pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
         let name = path_name(&array.path);
         let stored = stored_name(&array.path);
         planned.push(plan_one(array, &name, &stored, level)?);
-        leaves.push(LeafDoc {
-            path: array.path.clone(),
-            value_type: String::new(),
-            skip: false,
-        });
+        leaves.push(LeafDoc { path: array.path.clone(), value_type: String::new(), skip: false });
         names.push((stored, name));
     }
     tree::check(leaves)?;
@@ -56,10 +49,7 @@ pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
         if let [(stored, a), (other, b)] = pair
             && stored == other
         {
-            return Err(Error::write(
-                a,
-                format!("is stored as {stored:?}, and so is {b:?}; rename one of them"),
-            ));
+            return Err(Error::write(a, format!("is stored as {stored:?}, and so is {b:?}; rename one of them")));
         }
     }
     Ok(planned)
@@ -67,34 +57,19 @@ pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
 
 fn plan_one(array: &NewArray, name: &str, stored: &str, level: i32) -> Result<Planned> {
     if array.path.len() > MAX_PATH {
-        return Err(Error::write(
-            name,
-            format!(
-                "{} steps deep, at most {MAX_PATH} are written",
-                array.path.len()
-            ),
-        ));
+        return Err(Error::write(name, format!("{} steps deep, at most {MAX_PATH} are written", array.path.len())));
     }
     if stored.len().saturating_add(CHUNK_KEY_BYTES) > MAX_KEY_BYTES {
-        return Err(Error::write(
-            name,
-            "a name too long for a key of the database",
-        ));
+        return Err(Error::write(name, "a name too long for a key of the database"));
     }
     if array.shape.contains(&0) {
         return Err(Error::write(
             name,
-            format!(
-                "shape {:?} has no elements; Orbax cannot store such an array",
-                array.shape
-            ),
+            format!("shape {:?} has no elements; Orbax cannot store such an array", array.shape),
         ));
     }
     if matches!(array.dtype, Dtype::U4 | Dtype::U2 | Dtype::I2) {
-        return Err(Error::write(
-            name,
-            format!("TensorStore does not read {} arrays", array.dtype),
-        ));
+        return Err(Error::write(name, format!("TensorStore does not read {} arrays", array.dtype)));
     }
     let chunk_shape = match &array.chunk_shape {
         Some(chunk) => chunk.clone(),
@@ -117,10 +92,7 @@ fn plan_one(array: &NewArray, name: &str, stored: &str, level: i32) -> Result<Pl
 fn whole_or_parts(shape: &[u64], dtype: Dtype) -> Vec<u64> {
     let mut chunk = shape.to_vec();
     let size = u64::try_from(dtype.size()).unwrap_or(u64::MAX);
-    while product(&chunk)
-        .and_then(|n| n.checked_mul(size))
-        .is_none_or(|bytes| bytes > TARGET_CHUNK_BYTES)
-    {
+    while product(&chunk).and_then(|n| n.checked_mul(size)).is_none_or(|bytes| bytes > TARGET_CHUNK_BYTES) {
         let Some(side) = chunk.iter_mut().max() else {
             break;
         };
@@ -173,11 +145,7 @@ fn python_tuple(path: &[Key]) -> String {
             out.push_str(", ");
         }
         let text = key.to_string();
-        let quote = if text.contains('\'') && !text.contains('"') {
-            '"'
-        } else {
-            '\''
-        };
+        let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
         out.push(quote);
         for c in text.chars() {
             if c == quote || c == '\\' || c.is_control() {
@@ -207,17 +175,12 @@ pub(crate) fn identity(metadata: &str, arrays: &[Planned], time_ns: u64, number:
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     let documents = arrays.iter().flat_map(|array| array.document.bytes());
-    let numbers = time_ns
-        .to_le_bytes()
-        .into_iter()
-        .chain(number.to_le_bytes());
+    let numbers = time_ns.to_le_bytes().into_iter().chain(number.to_le_bytes());
     metadata
         .bytes()
         .chain(documents)
         .chain(numbers)
-        .fold(BASIS, |hash, byte| {
-            (hash ^ u128::from(byte)).wrapping_mul(PRIME)
-        })
+        .fold(BASIS, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
 }
 
 #[cfg(test)]
@@ -228,14 +191,8 @@ mod tests {
     fn a_chunk_is_the_whole_array_halved_until_it_fits() {
         assert_eq!(whole_or_parts(&[257152, 2048], Dtype::F32), [257152, 2048]);
         // The two arrays of pi0 that Orbax splits: in 4 and in 2.
-        assert_eq!(
-            whole_or_parts(&[18, 2, 2048, 16384], Dtype::F32),
-            [18, 2, 2048, 4096]
-        );
-        assert_eq!(
-            whole_or_parts(&[18, 16384, 2048], Dtype::F32),
-            [18, 8192, 2048]
-        );
+        assert_eq!(whole_or_parts(&[18, 2, 2048, 16384], Dtype::F32), [18, 2, 2048, 4096]);
+        assert_eq!(whole_or_parts(&[18, 16384, 2048], Dtype::F32), [18, 8192, 2048]);
         assert!(whole_or_parts(&[], Dtype::F32).is_empty());
         assert_eq!(whole_or_parts(&[1_000_000_007, 3], Dtype::F32), [1, 3]);
     }
@@ -243,10 +200,7 @@ mod tests {
     #[test]
     fn member_names_are_pythons() {
         let name = |text: &str| Key::Name(text.into());
-        assert_eq!(
-            python_tuple(&[name("params"), Key::Index(0)]),
-            "('params', '0')"
-        );
+        assert_eq!(python_tuple(&[name("params"), Key::Index(0)]), "('params', '0')");
         assert_eq!(python_tuple(&[name("it's")]), "(\"it's\",)");
         assert_eq!(python_tuple(&[name("a\\'\"\n")]), "('a\\\\\\'\"\\n',)");
         assert_eq!(python_tuple(&[]), "()");
@@ -254,12 +208,8 @@ mod tests {
 
     #[test]
     fn identities_differ_by_number_and_time() {
-        let ids = [
-            identity("m", &[], 1, 0),
-            identity("m", &[], 1, 1),
-            identity("m", &[], 2, 0),
-            identity("n", &[], 1, 0),
-        ];
+        let ids =
+            [identity("m", &[], 1, 0), identity("m", &[], 1, 1), identity("m", &[], 2, 0), identity("n", &[], 1, 0)];
         for (i, a) in ids.iter().enumerate() {
             assert!(ids[..i].iter().all(|b| a != b));
         }

@@ -29,11 +29,7 @@ impl Database {
 
     /// Every key with the bytes of its value, sorted.
     pub fn keys(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.0
-            .database()
-            .entries()
-            .iter()
-            .map(|entry| (entry.key.as_slice(), entry.value.len()))
+        self.0.database().entries().iter().map(|entry| (entry.key.as_slice(), entry.value.len()))
     }
 
     /// Names of the arrays in it: the folders of `.zarray` and `zarr.json` keys.
@@ -69,10 +65,7 @@ impl Array {
     /// No document in the folder, or one that is not understood.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let name = dir
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Self::new(Box::new(PlainStore::open(dir)), "", &name)
     }
 
@@ -80,10 +73,7 @@ impl Array {
         let mut arrays = Arrays::new(store, false);
         match arrays.add(stored, name, false)? {
             Some(_) => Ok(Array(arrays)),
-            None => Err(Error::document(
-                name,
-                "no zarr array here (neither .zarray nor zarr.json)",
-            )),
+            None => Err(Error::document(name, "no zarr array here (neither .zarray nor zarr.json)")),
         }
     }
 }

@@ -22,29 +22,16 @@ pub fn read_array(source: &dyn Source, array: usize) -> Result<Vec<u8>> {
     let count = u64::try_from(source.arrays().len()).unwrap_or(u64::MAX);
     let Some(info) = source.arrays().get(array) else {
         let found = u64::try_from(array).unwrap_or(u64::MAX);
-        return Err(Error::OutOfRange {
-            name: "source".to_owned(),
-            what: "array",
-            found,
-            count,
-        });
+        return Err(Error::OutOfRange { name: "source".to_owned(), what: "array", found, count });
     };
     let size = u64::try_from(info.dtype.size()).unwrap_or(u64::MAX);
-    let bytes = product(&info.shape)
-        .and_then(|n| n.checked_mul(size))
-        .unwrap_or(u64::MAX);
-    let too_large = || Error::TooLarge {
-        name: info.name.clone(),
-        found: bytes,
-        limit: MAX_READ_BYTES,
-    };
+    let bytes = product(&info.shape).and_then(|n| n.checked_mul(size)).unwrap_or(u64::MAX);
+    let too_large = || Error::TooLarge { name: info.name.clone(), found: bytes, limit: MAX_READ_BYTES };
     if bytes > MAX_READ_BYTES {
         return Err(too_large());
     }
     let grid = grid(&info.shape, &info.chunk_shape);
-    let chunks = product(&grid)
-        .filter(|&n| n <= MAX_CHUNKS)
-        .ok_or_else(too_large)?;
+    let chunks = product(&grid).filter(|&n| n <= MAX_CHUNKS).ok_or_else(too_large)?;
     // Opening the first chunk compares the declared with the stored size: a forged document is refused before memory is taken for it.
     if chunks > 0 {
         source.chunk(array, 0)?;
@@ -70,19 +57,9 @@ enum Elements<'a> {
 }
 
 /// Copies the valid part of a chunk to its place. Axes are walked in stored order, fastest last; a line is one run along the fastest.
-fn place(
-    out: &mut [u8],
-    info: &crate::ArrayInfo,
-    at: &[u64],
-    mut elements: Elements<'_>,
-) -> Result<()> {
+fn place(out: &mut [u8], info: &crate::ArrayInfo, at: &[u64], mut elements: Elements<'_>) -> Result<()> {
     let problem = |e: std::io::Error| Error::io(&info.name, e);
-    let wrong = || {
-        problem(std::io::Error::new(
-            ErrorKind::InvalidInput,
-            "sizes do not fit in memory",
-        ))
-    };
+    let wrong = || problem(std::io::Error::new(ErrorKind::InvalidInput, "sizes do not fit in memory"));
     let to_usize = |n: u64| usize::try_from(n).map_err(|_| wrong());
     let size = info.dtype.size();
     // Per axis: elements of the chunk, valid ones, and the byte stride in the output.
@@ -91,9 +68,7 @@ fn place(
     for ((&n, &c), &i) in info.shape.iter().zip(&info.chunk_shape).zip(at).rev() {
         let start = i.checked_mul(c).ok_or_else(wrong)?;
         let valid = n.saturating_sub(start).min(c);
-        base = base
-            .checked_add(to_usize(start)?.checked_mul(stride).ok_or_else(wrong)?)
-            .ok_or_else(wrong)?;
+        base = base.checked_add(to_usize(start)?.checked_mul(stride).ok_or_else(wrong)?).ok_or_else(wrong)?;
         axes.push((c, valid, stride));
         stride = stride.checked_mul(to_usize(n)?).ok_or_else(wrong)?;
     }
@@ -106,10 +81,7 @@ fn place(
         None => ((1, 1, size), Vec::new()),
     };
     let (line, valid) = (to_usize(fast.0)?, to_usize(fast.1)?);
-    let lines = slow
-        .iter()
-        .try_fold(1u64, |all, axis| all.checked_mul(axis.0))
-        .ok_or_else(wrong)?;
+    let lines = slow.iter().try_fold(1u64, |all, axis| all.checked_mul(axis.0)).ok_or_else(wrong)?;
     // Rows are read in pieces, so a forged chunk side takes no memory.
     let mut buffer = vec![0u8; size.saturating_mul(line.min(PIECE))];
     let mut index = vec![0u64; slow.len()];
@@ -122,24 +94,16 @@ fn place(
         let mut done = 0usize;
         while done < line {
             let piece = line.saturating_sub(done).min(PIECE);
-            let bytes = buffer
-                .get_mut(..piece.saturating_mul(size))
-                .unwrap_or_default();
+            let bytes = buffer.get_mut(..piece.saturating_mul(size)).unwrap_or_default();
             match &mut elements {
                 Elements::Stream(stream) => stream.read_exact(bytes).map_err(problem)?,
-                Elements::Fill(element) => bytes
-                    .chunks_exact_mut(size)
-                    .for_each(|to| to.copy_from_slice(element)),
+                Elements::Fill(element) => bytes.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element)),
             }
             if inside {
                 let count = valid.saturating_sub(done).min(piece);
                 for (j, from) in bytes.chunks_exact(size).take(count).enumerate() {
-                    let start =
-                        target.saturating_add(done.saturating_add(j).saturating_mul(fast.2));
-                    let to = start
-                        .checked_add(size)
-                        .and_then(|end| out.get_mut(start..end))
-                        .ok_or_else(wrong)?;
+                    let start = target.saturating_add(done.saturating_add(j).saturating_mul(fast.2));
+                    let to = start.checked_add(size).and_then(|end| out.get_mut(start..end)).ok_or_else(wrong)?;
                     to.copy_from_slice(from);
                 }
             }
@@ -156,10 +120,7 @@ fn place(
     if let Elements::Stream(mut stream) = elements
         && stream.read(&mut [0]).map_err(problem)? > 0
     {
-        return Err(problem(std::io::Error::new(
-            ErrorKind::InvalidData,
-            "a chunk longer than declared",
-        )));
+        return Err(problem(std::io::Error::new(ErrorKind::InvalidData, "a chunk longer than declared")));
     }
     Ok(())
 }

@@ -22,11 +22,7 @@ pub(crate) struct Spool {
 impl Spool {
     /// `path` is used only when the bytes become many.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Spool {
-            memory: Vec::new(),
-            file: None,
-            path,
-        }
+        Spool { memory: Vec::new(), file: None, path }
     }
 
     /// What there is, if it never grew beyond memory.
@@ -36,21 +32,13 @@ impl Spool {
 
     /// Gives its memory back unless it is very little.
     pub(crate) fn wait(&mut self) -> io::Result<()> {
-        if self.memory.len() > WAITING {
-            self.spill().map(drop)
-        } else {
-            Ok(())
-        }
+        if self.memory.len() > WAITING { self.spill().map(drop) } else { Ok(()) }
     }
 
     fn spill(&mut self) -> io::Result<&mut File> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&self.path)?,
+            None => OpenOptions::new().read(true).write(true).create_new(true).open(&self.path)?,
         };
         let file = self.file.insert(file);
         file.write_all(&self.memory)?;

@@ -32,17 +32,11 @@ pub(crate) trait Store: Send + Sync {
             return Ok(None);
         };
         if length > cap {
-            return Err(Error::TooLarge {
-                name: key.to_owned(),
-                found: length,
-                limit: cap,
-            });
+            return Err(Error::TooLarge { name: key.to_owned(), found: length, limit: cap });
         }
         let mut bytes = Vec::new();
         let mut reader = self.reader(key, 0, length)?;
-        reader
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(key, e))?;
+        reader.read_to_end(&mut bytes).map_err(|e| Error::io(key, e))?;
         Ok(Some(bytes))
     }
 }
@@ -62,10 +56,7 @@ pub(crate) struct OcdbtStore {
 impl OcdbtStore {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let database = ocdbt::Database::open(dir).map_err(|e| Error::database(dir, e))?;
-        Ok(OcdbtStore {
-            dir: dir.to_path_buf(),
-            database,
-        })
+        Ok(OcdbtStore { dir: dir.to_path_buf(), database })
     }
 
     pub(crate) fn database(&self) -> &ocdbt::Database {
@@ -86,9 +77,7 @@ impl Store for OcdbtStore {
         let Some(value) = self.value(key) else {
             return Err(Error::io(self.dir.join(key), ErrorKind::NotFound.into()));
         };
-        self.database
-            .reader(value, offset, length)
-            .map_err(|e| Error::database(&self.dir, e))
+        self.database.reader(value, offset, length).map_err(|e| Error::database(&self.dir, e))
     }
 
     fn array_names(&self) -> Result<(BTreeSet<String>, Vec<String>)> {
@@ -115,9 +104,7 @@ pub(crate) struct PlainStore {
 
 impl PlainStore {
     pub(crate) fn open(root: &Path) -> Self {
-        PlainStore {
-            root: root.to_path_buf(),
-        }
+        PlainStore { root: root.to_path_buf() }
     }
 
     fn open_file(&self, key: &str) -> Result<Option<(File, u64)>> {
@@ -139,8 +126,7 @@ impl Store for PlainStore {
             return Err(Error::io(path, ErrorKind::UnexpectedEof.into()));
         }
         if offset > 0 {
-            file.seek(SeekFrom::Start(offset))
-                .map_err(|e| Error::io(&path, e))?;
+            file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io(&path, e))?;
         }
         Ok(Box::new(file.take(length)))
     }
@@ -164,10 +150,7 @@ impl Store for PlainStore {
                 }
                 let kind = entry.file_type().map_err(|e| Error::io(entry.path(), e))?;
                 let Some(file_name) = entry.file_name().to_str().map(str::to_owned) else {
-                    warnings.push(format!(
-                        "{}: a name that is not UTF-8 was left out",
-                        entry.path().display()
-                    ));
+                    warnings.push(format!("{}: a name that is not UTF-8 was left out", entry.path().display()));
                     continue;
                 };
                 if kind.is_dir() {
@@ -182,11 +165,7 @@ impl Store for PlainStore {
                 if (is_v3 && child == "c") || depth >= MAX_DEPTH {
                     continue;
                 }
-                let child_name = if name.is_empty() {
-                    child.clone()
-                } else {
-                    format!("{name}/{child}")
-                };
+                let child_name = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
                 folders.push((folder.join(&child), child_name, depth.saturating_add(1)));
             }
         }
@@ -199,17 +178,12 @@ impl Store for PlainStore {
 /// `O_NOFOLLOW` guards the last component and a look at each folder the ones before it; `O_NONBLOCK` keeps a FIFO from hanging us.
 pub(crate) fn open_below(root: &Path, key: &str) -> Result<Option<(File, u64)>> {
     let path = root.join(key);
-    let refuse = |problem: &str| Error::UnsafePath {
-        path: PathBuf::from(key),
-        problem: problem.to_owned(),
-    };
+    let refuse = |problem: &str| Error::UnsafePath { path: PathBuf::from(key), problem: problem.to_owned() };
     let mut folder = root.to_path_buf();
     let mut components = key.split('/').peekable();
     while let Some(component) = components.next() {
         if matches!(component, "" | "." | "..") || component.contains(['\0', '\\']) {
-            return Err(refuse(
-                "not a path below the checkpoint (an empty, '.' or '..' component, NUL or backslash)",
-            ));
+            return Err(refuse("not a path below the checkpoint (an empty, '.' or '..' component, NUL or backslash)"));
         }
         folder.push(component);
         if components.peek().is_some() {
@@ -224,11 +198,7 @@ pub(crate) fn open_below(root: &Path, key: &str) -> Result<Option<(File, u64)>> 
             }
         }
     }
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&path)
-    {
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path) {
         Ok(file) => file,
         Err(e) if is_absent(&e) => return Ok(None),
         Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
@@ -245,10 +215,7 @@ pub(crate) fn open_below(root: &Path, key: &str) -> Result<Option<(File, u64)>> 
 
 fn is_absent(error: &std::io::Error) -> bool {
     // A name longer than the file system allows cannot exist either.
-    matches!(
-        error.kind(),
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
-    )
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 /// A metadata document of the item folder, at most `cap` bytes; `None` where it does not exist.

@@ -58,10 +58,7 @@ pub(crate) fn stored_name(path: &[Key]) -> String {
 }
 
 fn join(path: &[Key], separator: &str) -> String {
-    path.iter()
-        .map(Key::to_string)
-        .collect::<Vec<_>>()
-        .join(separator)
+    path.iter().map(Key::to_string).collect::<Vec<_>>().join(separator)
 }
 
 /// Drops empty leaves that have descendants (Orbax 0.12's partial saves list both) and refuses what is not a tree.
@@ -76,10 +73,7 @@ pub(crate) fn check(leaves: Vec<LeafDoc>) -> Result<Vec<LeafDoc>> {
     let mut seen: HashMap<&[Key], bool> = HashMap::new();
     for leaf in &leaves {
         if seen.insert(&leaf.path, leaf.skip).is_some() {
-            return Err(Error::leaf(
-                path_name(&leaf.path),
-                "listed twice in _METADATA",
-            ));
+            return Err(Error::leaf(path_name(&leaf.path), "listed twice in _METADATA"));
         }
         let mut parent: &[Key] = &leaf.path;
         while let Some((last, above)) = parent.split_last() {
@@ -99,20 +93,14 @@ pub(crate) fn check(leaves: Vec<LeafDoc>) -> Result<Vec<LeafDoc>> {
     }
     for leaf in &leaves {
         if !leaf.skip && inner.contains_key(leaf.path.as_slice()) {
-            return Err(Error::leaf(
-                path_name(&leaf.path),
-                "is a leaf and has leaves below it",
-            ));
+            return Err(Error::leaf(path_name(&leaf.path), "is a leaf and has leaves below it"));
         }
     }
     let mut nodes: Vec<_> = inner.iter().collect();
     nodes.sort_by(|a, b| a.0.cmp(b.0));
     for (path, node) in nodes {
         if node.names && !node.indices.is_empty() {
-            return Err(Error::leaf(
-                path_name(path),
-                "has both dict keys and sequence indices below it",
-            ));
+            return Err(Error::leaf(path_name(path), "has both dict keys and sequence indices below it"));
         }
         for (expected, found) in (0u64..).zip(node.indices.keys()) {
             if expected != *found {
@@ -123,16 +111,9 @@ pub(crate) fn check(leaves: Vec<LeafDoc>) -> Result<Vec<LeafDoc>> {
             }
         }
     }
-    let keep: Vec<bool> = leaves
-        .iter()
-        .map(|leaf| !(leaf.skip && inner.contains_key(leaf.path.as_slice())))
-        .collect();
+    let keep: Vec<bool> = leaves.iter().map(|leaf| !(leaf.skip && inner.contains_key(leaf.path.as_slice()))).collect();
     drop((inner, seen));
-    Ok(leaves
-        .into_iter()
-        .zip(keep)
-        .filter_map(|(leaf, keep)| keep.then_some(leaf))
-        .collect())
+    Ok(leaves.into_iter().zip(keep).filter_map(|(leaf, keep)| keep.then_some(leaf)).collect())
 }
 
 #[cfg(test)]
@@ -143,16 +124,9 @@ mod tests {
         let path = path
             .split('/')
             .filter(|key| !key.is_empty())
-            .map(|key| {
-                key.parse()
-                    .map_or_else(|_| Key::Name(key.to_owned()), Key::Index)
-            })
+            .map(|key| key.parse().map_or_else(|_| Key::Name(key.to_owned()), Key::Index))
             .collect();
-        LeafDoc {
-            path,
-            value_type: "x".into(),
-            skip,
-        }
+        LeafDoc { path, value_type: "x".into(), skip }
     }
 
     fn refused(paths: &[(&str, bool)], with: &str) {
@@ -163,45 +137,30 @@ mod tests {
 
     #[test]
     fn a_tree_passes_in_its_order() {
-        let leaves: Vec<_> = ["b/1", "b/0/x", "a"]
-            .iter()
-            .map(|path| leaf(path, false))
-            .collect();
+        let leaves: Vec<_> = ["b/1", "b/0/x", "a"].iter().map(|path| leaf(path, false)).collect();
         assert_eq!(check(leaves.clone()).unwrap(), leaves);
         assert_eq!(check(vec![leaf("", false)]).unwrap().len(), 1);
     }
 
     #[test]
     fn a_double_path_is_refused() {
-        refused(
-            &[("a/b", false), ("a/b", true)],
-            "leaf \"a/b\": listed twice",
-        );
+        refused(&[("a/b", false), ("a/b", true)], "leaf \"a/b\": listed twice");
     }
 
     #[test]
     fn a_hole_in_a_sequence_is_refused() {
-        refused(
-            &[("a/0", false), ("a/2/x", false)],
-            "leaf \"a\": a sequence without element 1",
-        );
+        refused(&[("a/0", false), ("a/2/x", false)], "leaf \"a\": a sequence without element 1");
         refused(&[("1", false)], "without element 0");
     }
 
     #[test]
     fn names_and_indices_under_one_node_are_refused() {
-        refused(
-            &[("a/0", false), ("a/x", false)],
-            "both dict keys and sequence indices",
-        );
+        refused(&[("a/0", false), ("a/x", false)], "both dict keys and sequence indices");
     }
 
     #[test]
     fn a_leaf_above_a_leaf_is_refused_and_an_empty_one_is_dropped() {
-        refused(
-            &[("a", false), ("a/b/c", false)],
-            "leaf \"a\": is a leaf and has leaves below it",
-        );
+        refused(&[("a", false), ("a/b/c", false)], "leaf \"a\": is a leaf and has leaves below it");
         let kept = check(vec![leaf("a", true), leaf("a/b/c", false), leaf("d", true)]).unwrap();
         assert_eq!(kept, [leaf("a/b/c", false), leaf("d", true)]);
     }
@@ -209,9 +168,6 @@ mod tests {
     #[test]
     fn paths_are_spelled_with_slashes_and_stored_with_dots() {
         let path = leaf("opt/1/mu", false).path;
-        assert_eq!(
-            (path_name(&path), stored_name(&path)),
-            ("opt/1/mu".to_owned(), "opt.1.mu".to_owned())
-        );
+        assert_eq!((path_name(&path), stored_name(&path)), ("opt/1/mu".to_owned(), "opt.1.mu".to_owned()));
     }
 }

@@ -96,14 +96,10 @@ impl Temporary {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path =
-                dir.with_file_name(format!("{name}{TEMPORARY}-{}-{number}", std::process::id()));
+            let path = dir.with_file_name(format!("{name}{TEMPORARY}-{}-{number}", std::process::id()));
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    return Ok(Temporary {
-                        path,
-                        published: false,
-                    });
+                    return Ok(Temporary { path, published: false });
                 }
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(Error::io(path, e)),
@@ -131,23 +127,11 @@ impl CheckpointWriter {
     /// # Errors
     /// `dir` exists; a tree that is none (double paths, holes in a sequence); an array that Orbax cannot hold (no elements, too large,
     /// two of one stored name); the disk's own.
-    pub fn create(
-        dir: impl AsRef<Path>,
-        arrays: Vec<NewArray>,
-        options: WriteOptions,
-    ) -> Result<Self> {
+    pub fn create(dir: impl AsRef<Path>, arrays: Vec<NewArray>, options: WriteOptions) -> Result<Self> {
         let dir = dir.as_ref();
-        let Some(name) = dir
-            .file_name()
-            .and_then(|name| name.to_str())
-            .filter(|name| !name.contains(TEMPORARY))
-        else {
-            let problem =
-                format!("not a name for a checkpoint folder (UTF-8, without {TEMPORARY})");
-            return Err(Error::UnsafePath {
-                path: dir.to_path_buf(),
-                problem,
-            });
+        let Some(name) = dir.file_name().and_then(|name| name.to_str()).filter(|name| !name.contains(TEMPORARY)) else {
+            let problem = format!("not a name for a checkpoint folder (UTF-8, without {TEMPORARY})");
+            return Err(Error::UnsafePath { path: dir.to_path_buf(), problem });
         };
         refuse_existing(dir)?;
         let planned = plan::plan(&arrays, options.level)?;
@@ -176,15 +160,9 @@ impl CheckpointWriter {
         let wanted = u64::try_from(options.data_files.clamp(1, MAX_DATA_FILES)).unwrap_or(1);
         let lanes = (0..wanted.min(chunks))
             .map(|lane| {
-                let id =
-                    plan::identity(&metadata, &planned, options.time_ns, lane.saturating_add(1));
+                let id = plan::identity(&metadata, &planned, options.time_ns, lane.saturating_add(1));
                 let file = database.data_file(&format!("{id:032x}")).map_err(wrong)?;
-                Ok(Mutex::new(Lane {
-                    file,
-                    next: 0,
-                    waiting: BTreeMap::new(),
-                    open: BTreeSet::new(),
-                }))
+                Ok(Mutex::new(Lane { file, next: 0, waiting: BTreeMap::new(), open: BTreeSet::new() }))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(CheckpointWriter {
@@ -202,10 +180,7 @@ impl CheckpointWriter {
 
     /// Chunk shape of array `array`; empty for an array that does not exist.
     pub fn chunk_shape(&self, array: usize) -> &[u64] {
-        self.arrays
-            .get(array)
-            .map(|array| array.chunk_shape.as_slice())
-            .unwrap_or_default()
+        self.arrays.get(array).map(|array| array.chunk_shape.as_slice()).unwrap_or_default()
     }
 
     /// Opens chunk `chunk` of array `array`. Takes bytes in C order of the chunk, little endian; callable from several threads.
@@ -215,37 +190,19 @@ impl CheckpointWriter {
     /// # Errors
     /// No such array or chunk; a chunk that is written already or open elsewhere.
     pub fn chunk(&self, array: usize, chunk: u64) -> Result<ChunkWriter<'_>> {
-        let out_of_range = |name: &str, what, found, count| Error::OutOfRange {
-            name: name.to_owned(),
-            what,
-            found,
-            count,
-        };
+        let out_of_range =
+            |name: &str, what, found, count| Error::OutOfRange { name: name.to_owned(), what, found, count };
         let (Some(planned), Some(first)) = (self.arrays.get(array), self.first.get(array)) else {
             let to_u64 = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            return Err(out_of_range(
-                "checkpoint",
-                "array",
-                to_u64(array),
-                to_u64(self.arrays.len()),
-            ));
+            return Err(out_of_range("checkpoint", "array", to_u64(array), to_u64(self.arrays.len())));
         };
         if chunk >= planned.chunks {
-            return Err(out_of_range(
-                &planned.stored_name,
-                "chunk",
-                chunk,
-                planned.chunks,
-            ));
+            return Err(out_of_range(&planned.stored_name, "chunk", chunk, planned.chunks));
         }
         let number = first.saturating_add(chunk);
         let (lane, turn) = self.lane_of(number);
         let at = dotted(&position(chunk, &planned.grid));
-        let bad = |problem: String| Error::Chunk {
-            array: planned.stored_name.clone(),
-            chunk: at.clone(),
-            problem,
-        };
+        let bad = |problem: String| Error::Chunk { array: planned.stored_name.clone(), chunk: at.clone(), problem };
         let Some(lane) = self.lanes.get(lane) else {
             return Err(bad("belongs to no data file".to_owned()));
         };
@@ -257,16 +214,8 @@ impl CheckpointWriter {
         }
         let spool = Spool::new(self.temporary.spool().join(number.to_string()));
         // From here on the claim is given back when the writer is dropped.
-        let mut writer = ChunkWriter {
-            lane,
-            turn,
-            planned,
-            at: at.clone(),
-            left: planned.chunk_bytes,
-            encoder: None,
-        };
-        let encoder = zstd::stream::write::Encoder::new(spool, self.options.level)
-            .map_err(|e| bad(e.to_string()))?;
+        let mut writer = ChunkWriter { lane, turn, planned, at: at.clone(), left: planned.chunk_bytes, encoder: None };
+        let encoder = zstd::stream::write::Encoder::new(spool, self.options.level).map_err(|e| bad(e.to_string()))?;
         writer.encoder = Some(encoder);
         Ok(writer)
     }
@@ -274,10 +223,7 @@ impl CheckpointWriter {
     fn lane_of(&self, number: u64) -> (usize, u64) {
         let lanes = u64::try_from(self.lanes.len()).unwrap_or(u64::MAX);
         let lane = number.checked_rem(lanes).unwrap_or(0);
-        (
-            usize::try_from(lane).unwrap_or(usize::MAX),
-            number.checked_div(lanes).unwrap_or(0),
-        )
+        (usize::try_from(lane).unwrap_or(usize::MAX), number.checked_div(lanes).unwrap_or(0))
     }
 
     /// Every chunk written? Then metadata, sync, rename to the final name.
@@ -285,17 +231,7 @@ impl CheckpointWriter {
     /// # Errors
     /// The first chunk that is missing; `dir` exists by now; the disk's own. Nothing is left behind.
     pub fn finish(self) -> Result<()> {
-        let CheckpointWriter {
-            dir,
-            options,
-            arrays,
-            first,
-            chunks,
-            metadata,
-            lanes,
-            database,
-            mut temporary,
-        } = self;
+        let CheckpointWriter { dir, options, arrays, first, chunks, metadata, lanes, database, mut temporary } = self;
         let count = u64::try_from(lanes.len()).unwrap_or(u64::MAX);
         let mut files = Vec::new();
         for (lane, state) in (0u64..).zip(lanes) {
@@ -310,17 +246,13 @@ impl CheckpointWriter {
         for array in &arrays {
             let key = join(&array.stored_name, ".zarray");
             let Some(file) = files.first_mut() else { break };
-            file.put(key.as_bytes(), array.document.as_bytes())
-                .map_err(wrong)?;
+            file.put(key.as_bytes(), array.document.as_bytes()).map_err(wrong)?;
         }
         let spool = temporary.spool();
         fs::remove_dir(&spool).map_err(|e| Error::io(&spool, e))?;
         database.finish(files).map_err(wrong)?;
         write_synced(&temporary.path.join("_METADATA"), &metadata)?;
-        write_synced(
-            &temporary.path.join("_CHECKPOINT_METADATA"),
-            &plan::checkpoint_metadata_text(options.time_ns),
-        )?;
+        write_synced(&temporary.path.join("_CHECKPOINT_METADATA"), &plan::checkpoint_metadata_text(options.time_ns))?;
         sync_folder(&temporary.path)?;
         refuse_existing(&dir)?;
         fs::rename(&temporary.path, &dir).map_err(|e| Error::io(&dir, e))?;
@@ -333,9 +265,7 @@ impl CheckpointWriter {
 }
 
 fn missing_chunk(number: u64, arrays: &[Planned], first: &[u64]) -> Error {
-    let array = first
-        .partition_point(|&from| from <= number)
-        .saturating_sub(1);
+    let array = first.partition_point(|&from| from <= number).saturating_sub(1);
     match (arrays.get(array), first.get(array)) {
         (Some(array), Some(from)) => Error::Chunk {
             array: array.stored_name.clone(),
@@ -348,10 +278,7 @@ fn missing_chunk(number: u64, arrays: &[Planned], first: &[u64]) -> Error {
 
 fn refuse_existing(dir: &Path) -> Result<()> {
     match fs::symlink_metadata(dir) {
-        Ok(_) => Err(Error::io(
-            dir,
-            io::Error::new(ErrorKind::AlreadyExists, "exists already; not overwritten"),
-        )),
+        Ok(_) => Err(Error::io(dir, io::Error::new(ErrorKind::AlreadyExists, "exists already; not overwritten"))),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io(dir, e)),
     }
@@ -367,9 +294,7 @@ fn write_synced(path: &Path, text: &str) -> Result<()> {
 }
 
 fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|e| Error::io(path, e))
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| Error::io(path, e))
 }
 
 /// One chunk being compressed. Dropped without [`finish`](Self::finish), the chunk is unwritten and can be opened again.
@@ -386,11 +311,7 @@ pub struct ChunkWriter<'a> {
 impl std::fmt::Debug for ChunkWriter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = &self.planned.stored_name;
-        f.debug_struct("ChunkWriter")
-            .field("array", name)
-            .field("chunk", &self.at)
-            .field("left", &self.left)
-            .finish()
+        f.debug_struct("ChunkWriter").field("array", name).field("chunk", &self.at).field("left", &self.left).finish()
     }
 }
 
@@ -400,20 +321,12 @@ impl Write for ChunkWriter<'_> {
             return Err(io::Error::other("the chunk has ended"));
         };
         if u64::try_from(buf.len()).unwrap_or(u64::MAX) > self.left {
-            let (array, chunk, all) = (
-                &self.planned.stored_name,
-                &self.at,
-                self.planned.chunk_bytes,
-            );
-            let problem = format!(
-                "array {array:?}, chunk {chunk}: too long: it takes {all} bytes, more were written"
-            );
+            let (array, chunk, all) = (&self.planned.stored_name, &self.at, self.planned.chunk_bytes);
+            let problem = format!("array {array:?}, chunk {chunk}: too long: it takes {all} bytes, more were written");
             return Err(io::Error::new(ErrorKind::InvalidInput, problem));
         }
         let n = encoder.write(buf)?;
-        self.left = self
-            .left
-            .saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
+        self.left = self.left.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(n)
     }
 
@@ -430,17 +343,11 @@ impl ChunkWriter<'_> {
     /// Too few bytes were written, or the disk's own.
     pub fn finish(mut self) -> Result<()> {
         let (array, at) = (self.planned.stored_name.clone(), self.at.clone());
-        let bad = |problem: String| Error::Chunk {
-            array: array.clone(),
-            chunk: at.clone(),
-            problem,
-        };
+        let bad = |problem: String| Error::Chunk { array: array.clone(), chunk: at.clone(), problem };
         let expected = self.planned.chunk_bytes;
         if self.left > 0 {
             let found = expected.saturating_sub(self.left);
-            return Err(bad(format!(
-                "too short: it takes {expected} bytes, {found} were written"
-            )));
+            return Err(bad(format!("too short: it takes {expected} bytes, {found} were written")));
         }
         let Some(encoder) = self.encoder.take() else {
             return Err(bad("has ended already".to_owned()));

@@ -80,11 +80,7 @@ pub(crate) fn product(sizes: &[u64]) -> Option<u64> {
 
 /// `ceil(shape / chunk)` along each axis.
 pub(crate) fn grid(shape: &[u64], chunk: &[u64]) -> Vec<u64> {
-    shape
-        .iter()
-        .zip(chunk)
-        .map(|(&n, &c)| n.div_ceil(c.max(1)))
-        .collect()
+    shape.iter().zip(chunk).map(|(&n, &c)| n.div_ceil(c.max(1))).collect()
 }
 
 impl ArrayDoc {
@@ -121,15 +117,9 @@ impl ArrayDoc {
     fn check(self, name: &str) -> Result<Self> {
         let bad = |problem: String| Err(Error::document(name, problem));
         if self.shape.len() > MAX_RANK {
-            return bad(format!(
-                "{} axes, at most {MAX_RANK} are accepted",
-                self.shape.len()
-            ));
+            return bad(format!("{} axes, at most {MAX_RANK} are accepted", self.shape.len()));
         }
-        for (what, sides) in [
-            ("chunk", &self.outer_shape),
-            ("inner chunk", &self.chunk_shape),
-        ] {
+        for (what, sides) in [("chunk", &self.outer_shape), ("inner chunk", &self.chunk_shape)] {
             if sides.len() != self.shape.len() {
                 return bad(format!(
                     "shape {:?} has {} axes, {what} {sides:?} has {}",
@@ -142,28 +132,14 @@ impl ArrayDoc {
                 return bad(format!("{what} {sides:?} has a side of 0"));
             }
             if bytes_of(sides, self.dtype).is_none_or(|bytes| bytes > MAX_CHUNK_BYTES) {
-                return bad(format!(
-                    "{what} {sides:?} of {}: more than {MAX_CHUNK_BYTES} bytes",
-                    self.dtype
-                ));
+                return bad(format!("{what} {sides:?} of {}: more than {MAX_CHUNK_BYTES} bytes", self.dtype));
             }
         }
-        if self
-            .outer_shape
-            .iter()
-            .zip(&self.chunk_shape)
-            .any(|(outer, inner)| !outer.is_multiple_of(*inner))
-        {
-            return bad(format!(
-                "inner chunk {:?} does not divide the shard {:?}",
-                self.chunk_shape, self.outer_shape
-            ));
+        if self.outer_shape.iter().zip(&self.chunk_shape).any(|(outer, inner)| !outer.is_multiple_of(*inner)) {
+            return bad(format!("inner chunk {:?} does not divide the shard {:?}", self.chunk_shape, self.outer_shape));
         }
         if bytes_of(&self.shape, self.dtype).is_none_or(|bytes| bytes > MAX_ARRAY_BYTES) {
-            return bad(format!(
-                "shape {:?} of {}: more than {MAX_ARRAY_BYTES} bytes",
-                self.shape, self.dtype
-            ));
+            return bad(format!("shape {:?} of {}: more than {MAX_ARRAY_BYTES} bytes", self.shape, self.dtype));
         }
         if product(&grid(&self.shape, &self.chunk_shape)).is_none_or(|n| n > MAX_CHUNKS) {
             return bad(format!(
@@ -202,48 +178,31 @@ impl<'a> Doc<'a> {
     }
 
     fn member(&self, member: &str) -> Result<&'a Value> {
-        self.maybe(member)
-            .ok_or_else(|| self.bad(format!("no member {member:?}")))
+        self.maybe(member).ok_or_else(|| self.bad(format!("no member {member:?}")))
     }
 
     fn text(&self, member: &str) -> Result<&'a str> {
         let value = self.member(member)?;
-        value.as_str().ok_or_else(|| {
-            self.bad(format!(
-                "{member:?}: expected a string, found {}",
-                short(value)
-            ))
-        })
+        value.as_str().ok_or_else(|| self.bad(format!("{member:?}: expected a string, found {}", short(value))))
     }
 
     fn sides(&self, member: &str) -> Result<Vec<u64>> {
         let value = self.member(member)?;
-        let wrong = || {
-            self.bad(format!(
-                "{member:?}: expected a list of sizes, found {}",
-                short(value)
-            ))
-        };
+        let wrong = || self.bad(format!("{member:?}: expected a list of sizes, found {}", short(value)));
         let list = value.as_array().ok_or_else(wrong)?;
-        list.iter()
-            .map(|n| n.as_u64().filter(|&n| n < 1 << 62).ok_or_else(wrong))
-            .collect()
+        list.iter().map(|n| n.as_u64().filter(|&n| n < 1 << 62).ok_or_else(wrong)).collect()
     }
 
     fn inner(&self, value: &'a Value) -> Doc<'a> {
-        Doc {
-            name: self.name,
-            value,
-        }
+        Doc { name: self.name, value }
     }
 
     fn format(&self, expected: u64) -> Result<()> {
         match self.member("zarr_format")?.as_u64() {
             Some(found) if found == expected => Ok(()),
-            _ => Err(self.bad(format!(
-                "zarr_format: expected {expected}, found {}",
-                short(self.member("zarr_format")?)
-            ))),
+            _ => {
+                Err(self.bad(format!("zarr_format: expected {expected}, found {}", short(self.member("zarr_format")?))))
+            }
         }
     }
 }
@@ -258,25 +217,18 @@ pub(crate) fn short(value: &Value) -> String {
 }
 
 fn parse_json(name: &str, bytes: &[u8]) -> Result<Value> {
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| Error::document(name, format!("not JSON: {e}")))?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| Error::document(name, format!("not JSON: {e}")))?;
     if value.is_object() {
         Ok(value)
     } else {
-        Err(Error::document(
-            name,
-            format!("expected an object, found {}", short(&value)),
-        ))
+        Err(Error::document(name, format!("expected an object, found {}", short(&value))))
     }
 }
 
 /// Reads a `.zarray` document; `name` is its key.
 pub(crate) fn parse_v2(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
     let value = parse_json(name, bytes)?;
-    let doc = Doc {
-        name,
-        value: &value,
-    };
+    let doc = Doc { name, value: &value };
     doc.format(2)?;
     let dtype_value = doc.member("dtype")?;
     let (dtype, big_endian) = dtype_value
@@ -286,10 +238,7 @@ pub(crate) fn parse_v2(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
     if let Some(filters) = doc.maybe("filters")
         && filters.as_array().is_none_or(|list| !list.is_empty())
     {
-        return Err(Error::unsupported(
-            name,
-            format!("filters {}", short(filters)),
-        ));
+        return Err(Error::unsupported(name, format!("filters {}", short(filters))));
     }
     let codecs = match doc.maybe("compressor") {
         None => Vec::new(),
@@ -298,10 +247,7 @@ pub(crate) fn parse_v2(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
             "gzip" => vec![Codec::Gzip],
             "zlib" => vec![Codec::Zlib],
             other => {
-                return Err(Error::unsupported(
-                    name,
-                    format!("compressor {other:?} (zstd, gzip, zlib and null are)"),
-                ));
+                return Err(Error::unsupported(name, format!("compressor {other:?} (zstd, gzip, zlib and null are)")));
             }
         },
     };
@@ -335,10 +281,7 @@ pub(crate) fn parse_v2(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
 /// Reads a `zarr.json` document; `name` is its key.
 pub(crate) fn parse_v3(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
     let value = parse_json(name, bytes)?;
-    let doc = Doc {
-        name,
-        value: &value,
-    };
+    let doc = Doc { name, value: &value };
     doc.format(3)?;
     match doc.text("node_type")? {
         "array" => {}
@@ -352,21 +295,13 @@ pub(crate) fn parse_v3(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
     if let Some(list) = doc.maybe("storage_transformers")
         && list.as_array().is_none_or(|list| !list.is_empty())
     {
-        return Err(Error::unsupported(
-            name,
-            format!("storage_transformers {}", short(list)),
-        ));
+        return Err(Error::unsupported(name, format!("storage_transformers {}", short(list))));
     }
     let chunk_grid = doc.inner(doc.member("chunk_grid")?);
     if chunk_grid.text("name")? != "regular" {
-        return Err(Error::unsupported(
-            name,
-            format!("chunk_grid {}", short(chunk_grid.value)),
-        ));
+        return Err(Error::unsupported(name, format!("chunk_grid {}", short(chunk_grid.value))));
     }
-    let outer_shape = chunk_grid
-        .inner(chunk_grid.member("configuration")?)
-        .sides("chunk_shape")?;
+    let outer_shape = chunk_grid.inner(chunk_grid.member("configuration")?).sides("chunk_shape")?;
     let shape = doc.sides("shape")?;
     let keys = key_style(&doc)?;
     let outer = chain(&doc, "codecs", &shape)?;
@@ -383,10 +318,7 @@ pub(crate) fn parse_v3(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
         }
     };
     let Start::Bytes { big_endian } = codecs.start else {
-        return Err(Error::unsupported(
-            name,
-            "sharding_indexed inside sharding_indexed",
-        ));
+        return Err(Error::unsupported(name, "sharding_indexed inside sharding_indexed"));
     };
     ArrayDoc {
         zarr_format: 3,
@@ -407,11 +339,7 @@ pub(crate) fn parse_v3(name: &str, bytes: &[u8]) -> Result<ArrayDoc> {
 fn key_style(doc: &Doc<'_>) -> Result<KeyStyle> {
     let encoding = doc.inner(doc.member("chunk_key_encoding")?);
     let style = encoding.text("name")?;
-    let separator = match encoding
-        .maybe("configuration")
-        .and_then(|c| c.get("separator"))
-        .map(Value::as_str)
-    {
+    let separator = match encoding.maybe("configuration").and_then(|c| c.get("separator")).map(Value::as_str) {
         None => None,
         Some(Some(".")) => Some('.'),
         Some(Some("/")) => Some('/'),
@@ -420,10 +348,7 @@ fn key_style(doc: &Doc<'_>) -> Result<KeyStyle> {
     match style {
         "default" => Ok(KeyStyle::V3(separator.unwrap_or('/'))),
         "v2" => Ok(KeyStyle::V2(separator.unwrap_or('.'))),
-        other => Err(Error::unsupported(
-            doc.name,
-            format!("chunk_key_encoding {other:?}"),
-        )),
+        other => Err(Error::unsupported(doc.name, format!("chunk_key_encoding {other:?}"))),
     }
 }
 
@@ -442,14 +367,9 @@ struct Chain {
 
 fn chain(doc: &Doc<'_>, member: &str, shape: &[u64]) -> Result<Chain> {
     let list = doc.member(member)?;
-    let list = list
-        .as_array()
-        .ok_or_else(|| doc.bad(format!("{member}: expected a list, found {}", short(list))))?;
+    let list = list.as_array().ok_or_else(|| doc.bad(format!("{member}: expected a list, found {}", short(list))))?;
     if list.len() > MAX_CODECS {
-        return Err(doc.bad(format!(
-            "{member}: {} codecs, at most {MAX_CODECS} are accepted",
-            list.len()
-        )));
+        return Err(doc.bad(format!("{member}: {} codecs, at most {MAX_CODECS} are accepted", list.len())));
     }
     let (mut order, mut start, mut codecs) = (Order::C, None, Vec::new());
     for value in list {
@@ -459,47 +379,30 @@ fn chain(doc: &Doc<'_>, member: &str, shape: &[u64]) -> Result<Chain> {
         match (codec_name, start.is_some()) {
             ("transpose", false) => order = transposed(&codec, order, shape)?,
             ("bytes", false) => {
-                let big_endian = match configuration
-                    .and_then(|c| c.get("endian"))
-                    .map(Value::as_str)
-                {
+                let big_endian = match configuration.and_then(|c| c.get("endian")).map(Value::as_str) {
                     None | Some(Some("little")) => false,
                     Some(Some("big")) => true,
                     Some(_) => {
-                        return Err(
-                            doc.bad("codec bytes: expected the endian \"little\" or \"big\"")
-                        );
+                        return Err(doc.bad("codec bytes: expected the endian \"little\" or \"big\""));
                     }
                 };
                 start = Some(Start::Bytes { big_endian });
             }
             ("sharding_indexed", false) => {
-                start = Some(Start::Sharded {
-                    configuration: codec.member("configuration")?.clone(),
-                });
+                start = Some(Start::Sharded { configuration: codec.member("configuration")?.clone() });
             }
             ("zstd", true) => codecs.push(Codec::Zstd),
             ("gzip", true) => codecs.push(Codec::Gzip),
             ("crc32c", true) => codecs.push(Codec::Crc32c),
             ("transpose" | "bytes" | "sharding_indexed" | "zstd" | "gzip" | "crc32c", _) => {
-                return Err(doc.bad(format!(
-                    "{member}: the codec {codec_name:?} stands in the wrong place"
-                )));
+                return Err(doc.bad(format!("{member}: the codec {codec_name:?} stands in the wrong place")));
             }
             (other, _) => return Err(Error::unsupported(doc.name, format!("codec {other:?}"))),
         }
     }
-    let start = start.ok_or_else(|| {
-        doc.bad(format!(
-            "{member}: neither \"bytes\" nor \"sharding_indexed\""
-        ))
-    })?;
+    let start = start.ok_or_else(|| doc.bad(format!("{member}: neither \"bytes\" nor \"sharding_indexed\"")))?;
     codecs.reverse();
-    Ok(Chain {
-        order,
-        start,
-        codecs,
-    })
+    Ok(Chain { order, start, codecs })
 }
 
 /// Only the two orders that [`Order`] can say.
@@ -507,20 +410,14 @@ fn transposed(codec: &Doc<'_>, before: Order, shape: &[u64]) -> Result<Order> {
     let axes = codec.inner(codec.member("configuration")?).sides("order")?;
     let rank = u64::try_from(shape.len()).unwrap_or(u64::MAX);
     if before == Order::F || axes.len() != shape.len() {
-        return Err(Error::unsupported(
-            codec.name,
-            format!("transpose {axes:?}"),
-        ));
+        return Err(Error::unsupported(codec.name, format!("transpose {axes:?}")));
     }
     if axes.iter().copied().eq(0..rank) {
         Ok(Order::C)
     } else if axes.iter().copied().eq((0..rank).rev()) {
         Ok(Order::F)
     } else {
-        Err(Error::unsupported(
-            codec.name,
-            format!("transpose {axes:?}"),
-        ))
+        Err(Error::unsupported(codec.name, format!("transpose {axes:?}")))
     }
 }
 
@@ -542,22 +439,12 @@ fn shard_index(shard: &Doc<'_>, shape: &[u64]) -> Result<ShardIndex> {
         Some(Some("start")) => false,
         Some(_) => return Err(shard.bad("index_location: expected \"start\" or \"end\"")),
     };
-    Ok(ShardIndex {
-        at_end,
-        crc32c,
-        big_endian,
-    })
+    Ok(ShardIndex { at_end, crc32c, big_endian })
 }
 
 /// The `.zarray` document that Orbax writes, byte for byte: compact, members sorted.
 pub(crate) fn write_v2(shape: &[u64], chunks: &[u64], dtype: Dtype, level: i32) -> String {
-    let list = |sides: &[u64]| {
-        sides
-            .iter()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let list = |sides: &[u64]| sides.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
     format!(
         r#"{{"chunks":[{}],"compressor":{{"id":"zstd","level":{level}}},"dimension_separator":".","dtype":"{}","fill_value":null,"filters":null,"order":"C","shape":[{}],"zarr_format":2}}"#,
         list(chunks),

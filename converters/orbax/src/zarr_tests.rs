@@ -45,18 +45,8 @@ fn a_v2_document_is_read_and_written_as_orbax_does() {
 #[test]
 fn a_v3_document_presents_its_inner_chunks() {
     let doc = parse3(&v3()).unwrap();
-    assert_eq!(
-        (doc.outer_shape.as_slice(), doc.chunk_shape.as_slice()),
-        ([4, 6].as_slice(), [2, 3].as_slice())
-    );
-    assert_eq!(
-        doc.shard,
-        Some(ShardIndex {
-            at_end: true,
-            crc32c: true,
-            big_endian: false
-        })
-    );
+    assert_eq!((doc.outer_shape.as_slice(), doc.chunk_shape.as_slice()), ([4, 6].as_slice(), [2, 3].as_slice()));
+    assert_eq!(doc.shard, Some(ShardIndex { at_end: true, crc32c: true, big_endian: false }));
     assert_eq!(doc.codecs, [Codec::Zstd]);
     assert_eq!((doc.chunks(), doc.sub_grid()), (12, vec![2, 2]));
     assert_eq!(doc.chunk_key(&[1, 0]), "c/1/0");
@@ -75,25 +65,10 @@ fn a_v3_document_without_sharding_works_and_undoes_its_codecs_backwards() {
 #[test]
 fn key_encodings_are_followed() {
     let v2_keys = json!({"name":"v2"});
-    assert_eq!(
-        parse3(&with(v3(), "/chunk_key_encoding", v2_keys))
-            .unwrap()
-            .chunk_key(&[1, 2]),
-        "1.2"
-    );
+    assert_eq!(parse3(&with(v3(), "/chunk_key_encoding", v2_keys)).unwrap().chunk_key(&[1, 2]), "1.2");
     let dots = json!({"name":"default","configuration":{"separator":"."}});
-    assert_eq!(
-        parse3(&with(v3(), "/chunk_key_encoding", dots))
-            .unwrap()
-            .chunk_key(&[1, 2]),
-        "c.1.2"
-    );
-    assert_eq!(
-        parse2(&with(v2(), "/dimension_separator", json!("/")))
-            .unwrap()
-            .chunk_key(&[1, 2]),
-        "1/2"
-    );
+    assert_eq!(parse3(&with(v3(), "/chunk_key_encoding", dots)).unwrap().chunk_key(&[1, 2]), "c.1.2");
+    assert_eq!(parse2(&with(v2(), "/dimension_separator", json!("/"))).unwrap().chunk_key(&[1, 2]), "1/2");
 }
 
 #[test]
@@ -118,38 +93,21 @@ fn forged_v2_documents_are_refused_by_name() {
         ("/fill_value", json!("x"), "fill_value"),
     ] {
         let error = parse2(&with(v2(), pointer, value)).unwrap_err().to_string();
-        assert!(
-            error.starts_with("a/.zarray: ") && error.contains(expected),
-            "{pointer}: {error}"
-        );
+        assert!(error.starts_with("a/.zarray: ") && error.contains(expected), "{pointer}: {error}");
     }
 }
 
 #[test]
 fn a_grid_of_too_many_chunks_is_refused() {
-    let document = with(
-        with(v2(), "/shape", json!([1 << 20, 1 << 20])),
-        "/chunks",
-        json!([1, 1]),
-    );
-    assert!(
-        parse2(&document)
-            .unwrap_err()
-            .to_string()
-            .contains("chunks")
-    );
+    let document = with(with(v2(), "/shape", json!([1 << 20, 1 << 20])), "/chunks", json!([1, 1]));
+    assert!(parse2(&document).unwrap_err().to_string().contains("chunks"));
 }
 
 #[test]
 fn too_many_axes_are_refused() {
     let ones = json!(vec![1; 33]);
     let document = with(with(v2(), "/shape", ones.clone()), "/chunks", ones);
-    assert!(
-        parse2(&document)
-            .unwrap_err()
-            .to_string()
-            .contains("33 axes")
-    );
+    assert!(parse2(&document).unwrap_err().to_string().contains("33 axes"));
 }
 
 #[test]
@@ -158,78 +116,29 @@ fn forged_v3_documents_are_refused_by_name() {
     for (pointer, value, expected) in [
         ("/node_type".to_owned(), json!("group"), "node_type"),
         ("/data_type".into(), json!("string"), "data_type"),
-        (
-            "/chunk_grid/name".into(),
-            json!("rectangular"),
-            "chunk_grid",
-        ),
-        (
-            "/chunk_key_encoding/name".into(),
-            json!("x"),
-            "chunk_key_encoding",
-        ),
+        ("/chunk_grid/name".into(), json!("rectangular"), "chunk_grid"),
+        ("/chunk_key_encoding/name".into(), json!("x"), "chunk_key_encoding"),
         ("/codecs".into(), json!([]), "neither"),
-        (
-            "/codecs".into(),
-            json!([{"name":"zstd"},{"name":"bytes"}]),
-            "wrong place",
-        ),
-        (
-            "/codecs".into(),
-            json!([{"name":"bytes"},{"name":"blosc"}]),
-            "blosc",
-        ),
-        (
-            "/codecs".into(),
-            json!(vec![json!({"name":"bytes"}); 9]),
-            "at most",
-        ),
-        (
-            "/codecs".into(),
-            json!([{"name":"transpose","configuration":{"order":[0,0]}},{"name":"bytes"}]),
-            "transpose",
-        ),
-        (
-            format!("{shard}/chunk_shape"),
-            json!([3, 3]),
-            "does not divide",
-        ),
+        ("/codecs".into(), json!([{"name":"zstd"},{"name":"bytes"}]), "wrong place"),
+        ("/codecs".into(), json!([{"name":"bytes"},{"name":"blosc"}]), "blosc"),
+        ("/codecs".into(), json!(vec![json!({"name":"bytes"}); 9]), "at most"),
+        ("/codecs".into(), json!([{"name":"transpose","configuration":{"order":[0,0]}},{"name":"bytes"}]), "transpose"),
+        (format!("{shard}/chunk_shape"), json!([3, 3]), "does not divide"),
         (format!("{shard}/chunk_shape"), json!([0, 3]), "side of 0"),
         (format!("{shard}/chunk_shape"), json!([2]), "axes"),
-        (
-            format!("{shard}/index_codecs"),
-            json!([{"name":"bytes"},{"name":"gzip"}]),
-            "shard index",
-        ),
-        (
-            format!("{shard}/codecs/0/name"),
-            json!("sharding_indexed"),
-            "sharding_indexed",
-        ),
-        (
-            format!("{shard}/codecs/0/configuration/endian"),
-            json!("middle"),
-            "endian",
-        ),
+        (format!("{shard}/index_codecs"), json!([{"name":"bytes"},{"name":"gzip"}]), "shard index"),
+        (format!("{shard}/codecs/0/name"), json!("sharding_indexed"), "sharding_indexed"),
+        (format!("{shard}/codecs/0/configuration/endian"), json!("middle"), "endian"),
     ] {
-        let error = parse3(&with(v3(), &pointer, value))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("a/zarr.json: ") && error.contains(expected),
-            "{pointer}: {error}"
-        );
+        let error = parse3(&with(v3(), &pointer, value)).unwrap_err().to_string();
+        assert!(error.starts_with("a/zarr.json: ") && error.contains(expected), "{pointer}: {error}");
     }
 }
 
 #[test]
 fn a_shard_of_too_many_chunks_is_refused() {
     let document = with(
-        with(
-            v3(),
-            "/chunk_grid/configuration/chunk_shape",
-            json!([1 << 11, 1 << 11]),
-        ),
+        with(v3(), "/chunk_grid/configuration/chunk_shape", json!([1 << 11, 1 << 11])),
         "/codecs/0/configuration/chunk_shape",
         json!([1, 1]),
     );
@@ -239,11 +148,6 @@ fn a_shard_of_too_many_chunks_is_refused() {
 #[test]
 fn what_is_not_an_object_or_too_deep_is_refused() {
     for text in ["", "[1]", "null", "{", &"[".repeat(200_000)] {
-        assert!(
-            parse_v2("a/.zarray", text.as_bytes())
-                .unwrap_err()
-                .to_string()
-                .starts_with("a/.zarray: ")
-        );
+        assert!(parse_v2("a/.zarray", text.as_bytes()).unwrap_err().to_string().starts_with("a/.zarray: "));
     }
 }

@@ -39,7 +39,8 @@ fn offsets_that_lie_are_refused() {
     assert!(refused(&file(&entry("F32", "[1]", 0, 4), 8)).contains("end at byte 4 of 8"), "trailing bytes");
     assert!(refused(&file(&entry("F32", "[1]", 4, 8), 8)).contains("begins at byte 4"), "a gap");
     assert!(refused(&file(&entry("Q4_K", "[1]", 0, 4), 4)).contains("\"Q4_K\" is not supported"));
-    let two = r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#;
+    let two =
+        r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#;
     assert!(refused(&file(two, 3)).contains("its neighbour ends at 2"), "an overlap");
 }
 

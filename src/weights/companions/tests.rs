@@ -1,3 +1,4 @@
+//! The files beside the weights, against what LeRobot and giga-models themselves write.
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

@@ -14,24 +14,15 @@ use crate::table::{FilePath, Location, Table};
 use crate::version::{Version, VersionChild, VersionEntries, VersionNode};
 
 fn origin() -> Origin {
-    Origin {
-        file: "memory".into(),
-        start: 0,
-    }
+    Origin { file: "memory".into(), start: 0 }
 }
 
 fn compression() -> impl Strategy<Value = Compression> {
-    prop_oneof![
-        Just(Compression::None),
-        (-7..10).prop_map(|level| Compression::Zstd { level })
-    ]
+    prop_oneof![Just(Compression::None), (-7..10).prop_map(|level| Compression::Zstd { level })]
 }
 
 fn file_path() -> impl Strategy<Value = FilePath> {
-    let base = prop_oneof![
-        Just(Vec::new()),
-        "(a|b|ab|ocdbt.process_[0-9]){1,3}/".prop_map(String::into_bytes)
-    ];
+    let base = prop_oneof![Just(Vec::new()), "(a|b|ab|ocdbt.process_[0-9]){1,3}/".prop_map(String::into_bytes)];
     (base, vec(any::<u8>(), 0..40)).prop_map(|(base, relative)| FilePath { base, relative })
 }
 
@@ -52,28 +43,16 @@ fn statistics() -> impl Strategy<Value = Statistics> {
 }
 
 fn key() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![
-        vec(any::<u8>(), 0..6),
-        vec(0u8..2, 0..40),
-        vec(any::<u8>(), 300..500)
-    ]
+    prop_oneof![vec(any::<u8>(), 0..6), vec(0u8..2, 0..40), vec(any::<u8>(), 300..500)]
 }
 
 fn stored() -> impl Strategy<Value = Stored> {
-    prop_oneof![
-        vec(any::<u8>(), 0..60).prop_map(Stored::Inline),
-        place().prop_map(Stored::Indirect)
-    ]
+    prop_oneof![vec(any::<u8>(), 0..60).prop_map(Stored::Inline), place().prop_map(Stored::Indirect)]
 }
 
 fn leaf() -> impl Strategy<Value = Node> {
-    btree_map(key(), stored(), 1..40).prop_map(|map| {
-        Node::Leaf(
-            map.into_iter()
-                .map(|(key, value)| LeafEntry { key, value })
-                .collect(),
-        )
-    })
+    btree_map(key(), stored(), 1..40)
+        .prop_map(|map| Node::Leaf(map.into_iter().map(|(key, value)| LeafEntry { key, value }).collect()))
 }
 
 fn interior() -> impl Strategy<Value = Node> {
@@ -81,46 +60,27 @@ fn interior() -> impl Strategy<Value = Node> {
     (1..=u8::MAX, btree_map(key(), child, 1..40)).prop_map(|(height, map)| {
         let children = map.into_iter().map(|(key, (location, statistics, cut))| {
             let shared = cut.index(key.len() + 1) as u16;
-            Child {
-                key,
-                shared,
-                location,
-                statistics,
-            }
+            Child { key, shared, location, statistics }
         });
-        Node::Interior {
-            height,
-            children: children.collect(),
-        }
+        Node::Interior { height, children: children.collect() }
     })
 }
 
 /// Versions `first ..`, as one list may hold them.
 fn versions(arity_log2: u8, block: u64) -> impl Strategy<Value = Vec<Version>> {
     let most = 1u64 << arity_log2;
-    let one = (
-        any::<u64>(),
-        proptest::option::of((place(), any::<u8>(), statistics())),
-    );
-    btree_map(1..=most, one, 1..(most as usize + 1).min(12)).prop_map(
-        move |map: BTreeMap<u64, _>| {
-            map.into_iter()
-                .map(|(number, (commit_time_ns, root))| {
-                    let (root, height, statistics) = match root {
-                        Some((root, height, statistics)) => (Some(root), height, statistics),
-                        None => (None, 0, Statistics::default()),
-                    };
-                    Version {
-                        generation: block * most + number,
-                        commit_time_ns,
-                        statistics,
-                        height,
-                        root,
-                    }
-                })
-                .collect()
-        },
-    )
+    let one = (any::<u64>(), proptest::option::of((place(), any::<u8>(), statistics())));
+    btree_map(1..=most, one, 1..(most as usize + 1).min(12)).prop_map(move |map: BTreeMap<u64, _>| {
+        map.into_iter()
+            .map(|(number, (commit_time_ns, root))| {
+                let (root, height, statistics) = match root {
+                    Some((root, height, statistics)) => (Some(root), height, statistics),
+                    None => (None, 0, Statistics::default()),
+                };
+                Version { generation: block * most + number, commit_time_ns, statistics, height, root }
+            })
+            .collect()
+    })
 }
 
 fn version_node() -> impl Strategy<Value = VersionNode> {
@@ -135,22 +95,14 @@ fn version_node() -> impl Strategy<Value = VersionNode> {
         let (most, span) = (1u64 << arity_log2, 1u64 << (arity_log2 * height));
         let child = (place(), 1..=span, any::<u64>());
         btree_map(1..=most, child, 1..(most as usize + 1).min(12)).prop_map(move |map| {
-            let children =
-                map.into_iter()
-                    .map(
-                        |(number, (location, generations, commit_time_ns))| VersionChild {
-                            generation: (block * most + number) * span,
-                            location,
-                            generations,
-                            commit_time_ns,
-                            height: height - 1,
-                        },
-                    );
-            VersionNode {
-                arity_log2,
-                height,
-                entries: VersionEntries::Children(children.collect()),
-            }
+            let children = map.into_iter().map(|(number, (location, generations, commit_time_ns))| VersionChild {
+                generation: (block * most + number) * span,
+                location,
+                generations,
+                commit_time_ns,
+                height: height - 1,
+            });
+            VersionNode { arity_log2, height, entries: VersionEntries::Children(children.collect()) }
         })
     });
     prop_oneof![leaf, interior]

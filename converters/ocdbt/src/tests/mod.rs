@@ -57,39 +57,17 @@ fn config() -> Config {
 }
 
 fn location(path: &str, offset: u64, length: u64) -> Location {
-    let file = Arc::new(FilePath {
-        base: Vec::new(),
-        relative: path.into(),
-    });
-    Location {
-        file,
-        offset,
-        length,
-    }
+    let file = Arc::new(FilePath { base: Vec::new(), relative: path.into() });
+    Location { file, offset, length }
 }
 
 fn version(generation: u64, height: u8, keys: u64, root: Option<Location>) -> Version {
-    let statistics = Statistics {
-        keys,
-        ..Statistics::default()
-    };
-    Version {
-        generation,
-        commit_time_ns: 1,
-        statistics,
-        height,
-        root,
-    }
+    let statistics = Statistics { keys, ..Statistics::default() };
+    Version { generation, commit_time_ns: 1, statistics, height, root }
 }
 
 fn manifest(version: Version, nodes: Vec<VersionChild>) -> Manifest {
-    Manifest {
-        config: config(),
-        content: Content::Single {
-            versions: vec![version],
-            nodes,
-        },
-    }
+    Manifest { config: config(), content: Content::Single { versions: vec![version], nodes } }
 }
 
 /// Writes a file, with its folders.
@@ -102,23 +80,14 @@ fn put(dir: &Path, path: &str, bytes: &[u8]) {
 /// Writes the manifest of a database with one version.
 fn put_manifest(dir: &Path, height: u8, keys: u64, root: Location) {
     let manifest = manifest(version(1, height, keys, Some(root)), Vec::new());
-    put(
-        dir,
-        "manifest.ocdbt",
-        &manifest.encode(Compression::None).unwrap(),
-    );
+    put(dir, "manifest.ocdbt", &manifest.encode(Compression::None).unwrap());
 }
 
 /// A database whose one node is `node`, at the start of the data file `d/data`.
 fn with_root(height: u8, node: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     put(dir.path(), "d/data", node);
-    put_manifest(
-        dir.path(),
-        height,
-        1,
-        location("d/data", 0, node.len() as u64),
-    );
+    put_manifest(dir.path(), height, 1, location("d/data", 0, node.len() as u64));
     dir
 }
 

@@ -10,11 +10,7 @@ use proptest::prelude::*;
 use crate::{Compression, Database, Error, Options, Value, Writer};
 
 fn options(max_inline_value_bytes: u32) -> Options {
-    Options {
-        uuid: [9; 16],
-        commit_time_ns: 1_234_567_890,
-        max_inline_value_bytes,
-    }
+    Options { uuid: [9; 16], commit_time_ns: 1_234_567_890, max_inline_value_bytes }
 }
 
 fn name(n: usize) -> String {
@@ -24,17 +20,8 @@ fn name(n: usize) -> String {
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Writes `map`, dealt out over `files` data files; every third value is streamed.
-fn write(
-    dir: &Path,
-    map: &Map,
-    files: usize,
-    inline: u32,
-    compression: Compression,
-    limits: (u32, u32),
-) {
-    let writer = Writer::create(dir, options(inline))
-        .unwrap()
-        .compression(compression);
+fn write(dir: &Path, map: &Map, files: usize, inline: u32, compression: Compression, limits: (u32, u32)) {
+    let writer = Writer::create(dir, options(inline)).unwrap().compression(compression);
     let writer = writer.node_limits(limits.0, limits.1).unwrap();
     let files = (0..files)
         .map(|part| {
@@ -42,9 +29,7 @@ fn write(
             for (index, (key, value)) in map.iter().enumerate().skip(part).step_by(files) {
                 if index % 3 == 0 {
                     let mut stream = file.value(key).unwrap();
-                    value
-                        .chunks(5)
-                        .for_each(|piece| stream.write_all(piece).unwrap());
+                    value.chunks(5).for_each(|piece| stream.write_all(piece).unwrap());
                     assert_eq!(stream.finish().unwrap(), value.len() as u64);
                 } else {
                     file.put(key, value).unwrap();
@@ -58,11 +43,8 @@ fn write(
 
 fn read(dir: &Path) -> (Database, Map) {
     let database = Database::open(dir).unwrap();
-    let map = database
-        .entries()
-        .iter()
-        .map(|entry| (entry.key.clone(), database.read(&entry.value).unwrap()))
-        .collect();
+    let map =
+        database.entries().iter().map(|entry| (entry.key.clone(), database.read(&entry.value).unwrap())).collect();
     (database, map)
 }
 
@@ -101,49 +83,24 @@ proptest! {
 #[test]
 fn a_tree_of_many_levels_holds_every_key() {
     let dir = tempfile::tempdir().unwrap();
-    let map: Map = (0..3000u32)
-        .map(|n| {
-            (
-                format!("layer.{n:05}/0").into_bytes(),
-                n.to_le_bytes().to_vec(),
-            )
-        })
-        .collect();
+    let map: Map = (0..3000u32).map(|n| (format!("layer.{n:05}/0").into_bytes(), n.to_le_bytes().to_vec())).collect();
     write(dir.path(), &map, 2, 1024, Compression::None, (2, 0));
     let (database, found) = read(dir.path());
     assert_eq!(found, map);
-    assert!(
-        database.version().height >= 11,
-        "{}",
-        database.version().height
-    );
+    assert!(database.version().height >= 11, "{}", database.version().height);
     let statistics = database.version().statistics;
     assert!(statistics.tree_bytes > 0 && statistics.keys == 3000);
 }
 
 #[test]
 fn the_same_arguments_give_the_same_bytes() {
-    let map: Map = (0..500u32)
-        .map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; n as usize]))
-        .collect();
+    let map: Map = (0..500u32).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; n as usize])).collect();
     let bytes: Vec<_> = (0..2)
         .map(|_| {
             let dir = tempfile::tempdir().unwrap();
-            write(
-                dir.path(),
-                &map,
-                3,
-                100,
-                Compression::Zstd { level: 0 },
-                (50, 0),
-            );
-            [
-                "manifest.ocdbt".into(),
-                format!("d/{}", name(0)),
-                format!("d/{}", name(1)),
-                format!("d/{}", name(2)),
-            ]
-            .map(|path: String| std::fs::read(dir.path().join(path)).unwrap())
+            write(dir.path(), &map, 3, 100, Compression::Zstd { level: 0 }, (50, 0));
+            ["manifest.ocdbt".into(), format!("d/{}", name(0)), format!("d/{}", name(1)), format!("d/{}", name(2))]
+                .map(|path: String| std::fs::read(dir.path().join(path)).unwrap())
         })
         .collect();
     assert_eq!(bytes[0], bytes[1]);
@@ -158,11 +115,7 @@ fn a_database_without_keys_is_a_database() {
     let (database, found) = read(dir.path());
     assert!(found.is_empty());
     assert_eq!(database.version().generation, 1);
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("d")).unwrap().count(),
-        0,
-        "an empty data file is left behind"
-    );
+    assert_eq!(std::fs::read_dir(dir.path().join("d")).unwrap().count(), 0, "an empty data file is left behind");
 }
 
 #[test]
@@ -170,19 +123,13 @@ fn a_value_that_is_not_finished_does_not_exist() {
     let dir = tempfile::tempdir().unwrap();
     let writer = Writer::create(dir.path(), options(1024)).unwrap();
     let mut file = writer.data_file(&name(1)).unwrap();
-    file.value(b"given up")
-        .unwrap()
-        .write_all(b"half of")
-        .unwrap();
+    file.value(b"given up").unwrap().write_all(b"half of").unwrap();
     let mut kept = file.value(b"kept").unwrap();
     kept.write_all(b"all of it").unwrap();
     kept.finish().unwrap();
     writer.finish(vec![file]).unwrap();
     let (_, found) = read(dir.path());
-    assert_eq!(
-        found,
-        Map::from([(b"kept".to_vec(), b"all of it".to_vec())])
-    );
+    assert_eq!(found, Map::from([(b"kept".to_vec(), b"all of it".to_vec())]));
 }
 
 #[test]
@@ -191,14 +138,8 @@ fn the_longest_key_is_written_and_a_longer_one_is_refused() {
     let writer = Writer::create(dir.path(), options(1024)).unwrap();
     let mut file = writer.data_file(&name(1)).unwrap();
     file.put(&[b'k'; 65_535], b"v").unwrap();
-    assert!(matches!(
-        file.put(&[b'k'; 65_536], b"v"),
-        Err(Error::KeyLength { length: 65_536, .. })
-    ));
-    assert!(matches!(
-        file.value(&[b'k'; 65_536]),
-        Err(Error::KeyLength { .. })
-    ));
+    assert!(matches!(file.put(&[b'k'; 65_536], b"v"), Err(Error::KeyLength { length: 65_536, .. })));
+    assert!(matches!(file.value(&[b'k'; 65_536]), Err(Error::KeyLength { .. })));
     writer.finish(vec![file]).unwrap();
     assert_eq!(read(dir.path()).1.len(), 1);
 }
@@ -212,9 +153,7 @@ fn a_key_written_twice_is_refused_and_leaves_no_manifest() {
         file.put(b"same", b"value").unwrap();
         file
     });
-    assert!(
-        matches!(writer.finish(files.into()), Err(Error::DuplicateKey { key }) if key == "same")
-    );
+    assert!(matches!(writer.finish(files.into()), Err(Error::DuplicateKey { key }) if key == "same"));
     assert!(!dir.path().join("manifest.ocdbt").exists());
 }
 
@@ -222,32 +161,16 @@ fn a_key_written_twice_is_refused_and_leaves_no_manifest() {
 fn a_directory_in_use_a_bad_name_and_a_forgotten_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x"), "").unwrap();
-    assert!(
-        matches!(Writer::create(dir.path(), options(0)), Err(Error::NotEmpty { found, .. }) if found == "x")
-    );
+    assert!(matches!(Writer::create(dir.path(), options(0)), Err(Error::NotEmpty { found, .. }) if found == "x"));
     let new = dir.path().join("new");
-    assert!(matches!(
-        Writer::create(&new, options(u32::MAX)),
-        Err(Error::Setting { .. })
-    ));
+    assert!(matches!(Writer::create(&new, options(u32::MAX)), Err(Error::Setting { .. })));
     let writer = Writer::create(&new, options(0)).unwrap();
     for bad in ["", "../../x", &"A".repeat(32), &"0".repeat(31)] {
-        assert!(
-            matches!(writer.data_file(bad), Err(Error::DataFileName { .. })),
-            "{bad}"
-        );
+        assert!(matches!(writer.data_file(bad), Err(Error::DataFileName { .. })), "{bad}");
     }
     let file = writer.data_file(&name(1)).unwrap();
     assert!(matches!(writer.data_file(&name(1)), Err(Error::Io { .. })));
     drop(file);
-    assert!(matches!(
-        writer.finish(Vec::new()),
-        Err(Error::DataFiles { made: 1, given: 0 })
-    ));
-    assert!(
-        Writer::create(dir.path().join("y"), options(0))
-            .unwrap()
-            .node_limits(1, 0)
-            .is_err()
-    );
+    assert!(matches!(writer.finish(Vec::new()), Err(Error::DataFiles { made: 1, given: 0 })));
+    assert!(Writer::create(dir.path().join("y"), options(0)).unwrap().node_limits(1, 0).is_err());
 }
