@@ -125,6 +125,20 @@ fn errors_say_what_there_is_instead() {
 }
 
 #[test]
+fn bare_names_are_made_where_one_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    for (to, out) in [("burn", "a.safetensors"), ("burn", "a"), ("jax", "b"), ("lerobot", "c")] {
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_pi0"))
+            .args(convert(&["--to", to, "--output", out]))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{to} {out}: {}", String::from_utf8_lossy(&run.stderr));
+        assert!(folder.path().join(out).exists());
+    }
+}
+
+#[test]
 fn a_filter_takes_a_part_and_says_what_stayed() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("heads.safetensors");

@@ -70,7 +70,9 @@ impl Stage {
             fs::rename(&self.building, &self.target).with_context(naming)?;
         }
         self.done = true;
-        if let Some(parent) = self.building.parent() {
+        // A bare name has an empty parent: the folder we stand in.
+        let parent = self.building.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        if let Some(parent) = parent {
             fs::File::open(parent)
                 .and_then(|f| f.sync_all())
                 .with_context(|| format!("syncing {}", parent.display()))?;
