@@ -1,3 +1,5 @@
+//! Norm stats of real checkpoints and of every shape a file can be wrong in.
+
 use super::*;
 
 const GOOD: &str = r#"{"norm_stats": {

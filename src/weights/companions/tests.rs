@@ -1,3 +1,6 @@
+//! The companion files held against those that the peers write themselves (`fixtures/lerobot_reference`), and every
+//! contradiction that a request can have.
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
