@@ -1,4 +1,5 @@
-//! Norm stats as openpi writes them, and as it never would.
+//! Norm stats of real checkpoints and of every shape a file can be wrong in.
+
 use super::*;
 
 const GOOD: &str = r#"{"norm_stats": {

@@ -1,4 +1,6 @@
-//! The files beside the weights, against what LeRobot and giga-models themselves write.
+//! The companion files held against those that the peers write themselves (`fixtures/lerobot_reference`), and every
+//! contradiction that a request can have.
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
