@@ -109,6 +109,18 @@ fn a_database_is_listed_with_its_keys_their_places_its_versions_and_its_settings
 }
 
 #[test]
+fn the_tiny_database_has_six_versions_and_values_in_the_tree_and_in_the_files_of_two_processes() {
+    let found = database_at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/ocdbt/tiny"));
+    assert_eq!((found.versions.len(), found.config.max_inline_value_bytes), (6, 8));
+    assert!(found.arrays.is_empty());
+    let key = |name: &str| found.keys.iter().find(|k| k.key == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!((key("net/l1/b").bytes, &key("net/l1/b").place), (4, &None));
+    let place = |name: &str| key(name).place.as_ref().map(|p| (p.file.split('/').next().unwrap(), p.offset));
+    assert_eq!((key("net/l2/w").bytes, place("net/l2/w")), (16, Some(("proc_0", 16))));
+    assert_eq!(place("net/l3/w"), Some(("proc_1", 0)));
+}
+
+#[test]
 fn a_part_database_of_one_process_is_looked_into_as_well() {
     let found = database_at(&fixture("orbax_pin/chunked_ocdbt_zarr2/ocdbt.process_0"));
     assert!(!found.keys.is_empty());
