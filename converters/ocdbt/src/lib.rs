@@ -25,10 +25,14 @@ mod database;
 mod envelope;
 mod error;
 mod file;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 mod manifest;
 mod node;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod varint;
 mod version;
