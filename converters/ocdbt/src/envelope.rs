@@ -1,7 +1,7 @@
 //! What stands around every manifest, B+tree node and version tree node: magic number, length, compression, CRC-32C.
 //!
 //! Layout: magic u32be, length u64le of the whole piece, version varint32 (0), compression varint32 (0 raw, 1 zstd), body, CRC-32C u32le
-//! of all bytes before it. Source: tensorstore/internal/... `kvstore/ocdbt/format/codec_util.{h,cc}`,
+//! of all bytes before it. Source: `codec_util.h` in
 //! <https://github.com/google/tensorstore/tree/bc4fbc11f/tensorstore/kvstore/ocdbt/format>.
 //!
 //! Invariant: the checksum is verified before anything after the length is looked at, and a frame is never decompressed past its limit.
