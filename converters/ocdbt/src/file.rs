@@ -160,7 +160,7 @@ fn open_regular<'a>(root: &Path, path: &str, name: Arc<str>) -> Result<Blob<'a>>
 
 impl<'a> Blob<'a> {
     /// Refuses a range that the file does not hold.
-    pub(crate) fn expect(&self, offset: u64, length: u64) -> Result<()> {
+    pub(crate) fn require(&self, offset: u64, length: u64) -> Result<()> {
         match offset.checked_add(length) {
             Some(end) if end <= self.size => Ok(()),
             _ => Err(Error::Outside { file: self.name.clone(), offset, length, size: self.size }),
@@ -180,7 +180,7 @@ impl<'a> Blob<'a> {
 
     /// Streams a range.
     pub(crate) fn stream(self, offset: u64, length: u64) -> Result<ValueReader<'a>> {
-        self.expect(offset, length)?;
+        self.require(offset, length)?;
         match self.bytes {
             Bytes::Memory(bytes) => {
                 let range = usize::try_from(offset)

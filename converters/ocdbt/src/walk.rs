@@ -73,7 +73,7 @@ fn read_node(
     let path = check(&path).map_err(|problem| from.fail(0, problem))?;
     let blob = store.open(path)?;
     let origin = Origin { file: blob.name.clone(), start: location.offset };
-    blob.expect(location.offset, location.length)?;
+    blob.require(location.offset, location.length)?;
     if location.length > cap {
         let problem = Problem::Limit { what: "bytes of one node", limit: cap };
         return Err(origin.fail(0, problem));
