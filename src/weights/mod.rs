@@ -4,6 +4,7 @@
 pub mod anatomy;
 pub mod companions;
 pub mod convert;
+mod decide;
 pub mod diff;
 mod jax;
 pub mod norm_stats;

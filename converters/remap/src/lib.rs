@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod build;
 mod cast;
 mod error;
 mod gather;
