@@ -31,37 +31,19 @@ fn compare(checkpoint: &Path, expected: &Path) -> (usize, usize) {
         match &leaf.value {
             Value::Array(array) => {
                 let info = &opened.arrays()[*array];
-                let expected = meta
-                    .remove(&name)
-                    .unwrap_or_else(|| panic!("{name} was not recorded"));
-                assert_eq!(
-                    info.name,
-                    leaf.path
-                        .iter()
-                        .map(Key::to_string)
-                        .collect::<Vec<_>>()
-                        .join("/")
-                );
-                let shape: Vec<u64> = expected["shape"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|n| n.as_u64().unwrap())
-                    .collect();
+                let expected = meta.remove(&name).unwrap_or_else(|| panic!("{name} was not recorded"));
+                assert_eq!(info.name, leaf.path.iter().map(Key::to_string).collect::<Vec<_>>().join("/"));
+                let shape: Vec<u64> =
+                    expected["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
                 assert_eq!(info.shape, shape, "{name}");
-                let found = read_array(&opened, *array)
-                    .unwrap_or_else(|e| panic!("{}: {e}", checkpoint.display()));
+                let found = read_array(&opened, *array).unwrap_or_else(|e| panic!("{}: {e}", checkpoint.display()));
                 let mut bytes = read_array(&npz, ids[expected["id"].as_str().unwrap()]).unwrap();
                 let recorded = Dtype::from_name(expected["dtype"].as_str().unwrap()).unwrap();
                 if checkpoint.ends_with("castsave") {
                     // Recorded before the save, which cast it.
                     assert_eq!((recorded, info.dtype), (Dtype::F32, Dtype::Bf16));
-                    let word =
-                        |b: &[u8]| half::bf16::from_f32(f32::from_le_bytes(b.try_into().unwrap()));
-                    bytes = bytes
-                        .chunks(4)
-                        .flat_map(|b| word(b).to_le_bytes())
-                        .collect();
+                    let word = |b: &[u8]| half::bf16::from_f32(f32::from_le_bytes(b.try_into().unwrap()));
+                    bytes = bytes.chunks(4).flat_map(|b| word(b).to_le_bytes()).collect();
                 } else {
                     assert_eq!(info.dtype, recorded, "{name}");
                 }
@@ -204,28 +186,17 @@ fn raw_views_read_what_checkpoints_read() {
 #[test]
 fn the_tiny_models_hold_their_golden_parameters() {
     let text = fs::read(fixtures().join("checkpoints/expect.json")).unwrap();
-    let expect: BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>> =
-        serde_json::from_slice(&text).unwrap();
+    let expect: BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>> = serde_json::from_slice(&text).unwrap();
     let mut compared = 0;
     for (name, mut leaves) in expect {
-        let checkpoint =
-            Checkpoint::open(fixtures().join("checkpoints").join(&name).join("params")).unwrap();
+        let checkpoint = Checkpoint::open(fixtures().join("checkpoints").join(&name).join("params")).unwrap();
         for (array, info) in checkpoint.arrays().iter().enumerate() {
             let leaf = info.name.strip_prefix("params/").unwrap();
             let leaf = leaf.strip_suffix("/value").unwrap_or(leaf);
-            let (dtype, shape, sha256) = leaves
-                .remove(leaf)
-                .unwrap_or_else(|| panic!("{name}: {leaf}"));
-            assert_eq!(
-                (info.dtype.name(), &info.shape),
-                (dtype.as_str(), &shape),
-                "{name}: {leaf}"
-            );
+            let (dtype, shape, sha256) = leaves.remove(leaf).unwrap_or_else(|| panic!("{name}: {leaf}"));
+            assert_eq!((info.dtype.name(), &info.shape), (dtype.as_str(), &shape), "{name}: {leaf}");
             let bytes = read_array(&checkpoint, array).unwrap();
-            let found: String = Sha256::digest(bytes)
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let found: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(found, sha256, "{name}: {leaf}");
             compared += 1;
         }

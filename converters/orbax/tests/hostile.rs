@@ -19,14 +19,8 @@ impl Sample {
         let sample = Sample(tempfile::tempdir().unwrap());
         fs::create_dir(sample.path("w")).unwrap();
         sample.document("w/.zarray", &json!({"chunks":[1,4],"compressor":{"id":"zstd","level":1},"dtype":"|u1","fill_value":5,"filters":null,"order":"C","shape":[2,4],"zarr_format":2}));
-        sample.file(
-            "w/0.0",
-            &zstd::encode_all([1, 2, 3, 4].as_slice(), 1).unwrap(),
-        );
-        sample.file(
-            "w/1.0",
-            &zstd::encode_all([5, 6, 7, 8].as_slice(), 1).unwrap(),
-        );
+        sample.file("w/0.0", &zstd::encode_all([1, 2, 3, 4].as_slice(), 1).unwrap());
+        sample.file("w/1.0", &zstd::encode_all([5, 6, 7, 8].as_slice(), 1).unwrap());
         sample.metadata(json!({"w": leaf(&[("w", 2)], "jax.Array", false)}), true);
         sample
     }
@@ -40,10 +34,7 @@ impl Sample {
         self.file(name, document.to_string().as_bytes());
     }
     fn metadata(&self, leaves: Json, strict: bool) {
-        self.document(
-            "_METADATA",
-            &json!({"tree_metadata": leaves, "store_array_data_equal_to_fill_value": strict}),
-        );
+        self.document("_METADATA", &json!({"tree_metadata": leaves, "store_array_data_equal_to_fill_value": strict}));
     }
     fn open(&self) -> orbax::Result<Checkpoint> {
         Checkpoint::open(self.0.path())
@@ -53,30 +44,19 @@ impl Sample {
         assert!(error.contains(with), "{error}");
     }
     fn unreadable(&self, with: &str) {
-        let error = read_array(&self.open().unwrap(), 0)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("array \"w\", chunk") && error.contains(with),
-            "{error}"
-        );
+        let error = read_array(&self.open().unwrap(), 0).unwrap_err().to_string();
+        assert!(error.contains("array \"w\", chunk") && error.contains(with), "{error}");
     }
 }
 
 fn leaf(path: &[(&str, u64)], value_type: &str, skip: bool) -> Json {
-    let keys: Vec<Json> = path
-        .iter()
-        .map(|(key, kind)| json!({"key": key, "key_type": kind}))
-        .collect();
+    let keys: Vec<Json> = path.iter().map(|(key, kind)| json!({"key": key, "key_type": kind})).collect();
     json!({"key_metadata": keys, "value_metadata": {"value_type": value_type, "skip_deserialize": skip}})
 }
 
 #[test]
 fn the_sample_itself_is_sound() {
-    assert_eq!(
-        read_array(&Sample::new().open().unwrap(), 0).unwrap(),
-        [1, 2, 3, 4, 5, 6, 7, 8]
-    );
+    assert_eq!(read_array(&Sample::new().open().unwrap(), 0).unwrap(), [1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]
@@ -86,10 +66,7 @@ fn a_missing_chunk_is_an_error_where_all_are_stored_and_the_fill_value_elsewhere
     sample.unreadable("chunk 1.0: missing");
     sample.metadata(json!({"w": leaf(&[("w", 2)], "jax.Array", false)}), false);
     let checkpoint = sample.open().unwrap();
-    assert_eq!(
-        read_array(&checkpoint, 0).unwrap(),
-        [1, 2, 3, 4, 5, 5, 5, 5]
-    );
+    assert_eq!(read_array(&checkpoint, 0).unwrap(), [1, 2, 3, 4, 5, 5, 5, 5]);
     assert!(matches!(checkpoint.chunk(0, 1).unwrap(), Chunk::Fill(element) if element == [5]));
     assert_eq!(checkpoint.stored_len(0, 1).unwrap(), 0);
 }
@@ -101,20 +78,11 @@ fn a_damaged_chunk_is_named() {
     for (bytes, with) in [
         (vec![], "1.0: "),
         (b"garbage".to_vec(), "1.0: "),
-        (
-            zstd::encode_all([5, 6, 7].as_slice(), 1).unwrap(),
-            "1.0: too short",
-        ),
-        (
-            zstd::encode_all([5, 6, 7, 8, 9].as_slice(), 1).unwrap(),
-            "1.0: too long",
-        ),
+        (zstd::encode_all([5, 6, 7].as_slice(), 1).unwrap(), "1.0: too short"),
+        (zstd::encode_all([5, 6, 7, 8, 9].as_slice(), 1).unwrap(), "1.0: too long"),
         ([two.clone(), vec![0]].concat(), "behind the end"),
         ([two.clone(), two].concat(), "behind the end"),
-        (
-            zstd::encode_all(vec![0; 100 << 20].as_slice(), 1).unwrap(),
-            "1.0: too long",
-        ),
+        (zstd::encode_all(vec![0; 100 << 20].as_slice(), 1).unwrap(), "1.0: too long"),
     ] {
         sample.file("w/1.0", &bytes);
         sample.unreadable(with);
@@ -128,13 +96,8 @@ fn a_huge_shape_over_a_small_chunk_is_refused_before_memory_is_taken() {
     fs::rename(sample.path("w/0.0"), sample.path("w/0")).unwrap();
     sample.unreadable("stored bytes cannot hold");
     sample.document("w/.zarray", &json!({"chunks":[1u64 << 37],"compressor":{"id":"zstd"},"dtype":"|u1","fill_value":0,"filters":null,"order":"C","shape":[1u64 << 38],"zarr_format":2}));
-    let error = read_array(&sample.open().unwrap(), 0)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("w: ") && error.contains("at most"),
-        "{error}"
-    );
+    let error = read_array(&sample.open().unwrap(), 0).unwrap_err().to_string();
+    assert!(error.contains("w: ") && error.contains("at most"), "{error}");
 }
 
 #[test]
@@ -158,14 +121,14 @@ fn metadata_that_is_missing_or_not_json_is_refused() {
 #[test]
 fn a_leaf_without_an_array_is_refused_and_an_array_without_a_leaf_is_a_warning() {
     let sample = Sample::new();
-    sample.metadata(json!({"w": leaf(&[("w", 2)], "jax.Array", false), "v": leaf(&[("a", 2), ("v", 2)], "jax.Array", false)}), true);
+    sample.metadata(
+        json!({"w": leaf(&[("w", 2)], "jax.Array", false), "v": leaf(&[("a", 2), ("v", 2)], "jax.Array", false)}),
+        true,
+    );
     sample.refused("leaf \"a/v\": no array \"a.v\" is stored");
     sample.metadata(json!({}), true);
     let checkpoint = sample.open().unwrap();
-    assert_eq!(
-        checkpoint.warnings(),
-        ["array \"w\" is stored, but _METADATA lists no leaf for it; it was left out"]
-    );
+    assert_eq!(checkpoint.warnings(), ["array \"w\" is stored, but _METADATA lists no leaf for it; it was left out"]);
     assert_eq!(checkpoint.layout(), "plain, no arrays");
 }
 
@@ -175,26 +138,11 @@ fn trees_that_are_none_are_refused() {
     let w = || leaf(&[("w", 2)], "jax.Array", false);
     for (leaves, with) in [
         (json!({"1": w(), "2": w()}), "leaf \"w\": listed twice"),
-        (
-            json!({"w": w(), "x": leaf(&[("l", 2), ("1", 1)], "None", true)}),
-            "leaf \"l\": a sequence without element 0",
-        ),
-        (
-            json!({"w": leaf(&[("w", 7)], "jax.Array", false)}),
-            "key_type",
-        ),
-        (
-            json!({"w": leaf(&[("w", 2)], "torch.Tensor", false)}),
-            "leaf \"w\": unknown value_type \"torch.Tensor\"",
-        ),
-        (
-            json!({"w": leaf(&[("w", 2)], "None", false)}),
-            "unknown value_type",
-        ),
-        (
-            json!({"w": leaf(&[("w", 2)], "string", false)}),
-            "_strings.json has no \"w\"",
-        ),
+        (json!({"w": w(), "x": leaf(&[("l", 2), ("1", 1)], "None", true)}), "leaf \"l\": a sequence without element 0"),
+        (json!({"w": leaf(&[("w", 7)], "jax.Array", false)}), "key_type"),
+        (json!({"w": leaf(&[("w", 2)], "torch.Tensor", false)}), "leaf \"w\": unknown value_type \"torch.Tensor\""),
+        (json!({"w": leaf(&[("w", 2)], "None", false)}), "unknown value_type"),
+        (json!({"w": leaf(&[("w", 2)], "string", false)}), "_strings.json has no \"w\""),
         (
             json!({"1": leaf(&[("w.x", 2)], "jax.Array", false), "2": leaf(&[("w", 2), ("x", 2)], "jax.Array", false)}),
             "no array \"w.x\"",
@@ -209,7 +157,10 @@ fn trees_that_are_none_are_refused() {
 fn two_leaves_of_one_stored_name_are_refused() {
     let sample = Sample::new();
     fs::rename(sample.path("w"), sample.path("w.x")).unwrap();
-    sample.metadata(json!({"1": leaf(&[("w.x", 2)], "jax.Array", false), "2": leaf(&[("w", 2), ("x", 2)], "jax.Array", false)}), true);
+    sample.metadata(
+        json!({"1": leaf(&[("w.x", 2)], "jax.Array", false), "2": leaf(&[("w", 2), ("x", 2)], "jax.Array", false)}),
+        true,
+    );
     sample.refused("shares the array \"w.x\"");
 }
 
@@ -227,9 +178,7 @@ fn links_are_not_followed() {
     let sample = Sample::new();
     fs::rename(sample.path("w/1.0"), sample.path("elsewhere")).unwrap();
     symlink("../elsewhere", sample.path("w/1.0")).unwrap();
-    let error = read_array(&sample.open().unwrap(), 0)
-        .unwrap_err()
-        .to_string();
+    let error = read_array(&sample.open().unwrap(), 0).unwrap_err().to_string();
     assert!(error.contains("w/1.0: a symlink"), "{error}");
     fs::rename(sample.path("_METADATA"), sample.path("m")).unwrap();
     symlink("m", sample.path("_METADATA")).unwrap();
@@ -242,35 +191,18 @@ fn unfinished_saves_are_named() {
     let process = root.path().join("ckpt/ocdbt.process_0");
     fs::create_dir_all(&process).unwrap();
     fs::write(process.join("manifest.ocdbt"), "x").unwrap();
-    fs::write(
-        root.path().join("ckpt/_METADATA"),
-        r#"{"tree_metadata": {}}"#,
-    )
-    .unwrap();
-    let error = Checkpoint::open(root.path().join("ckpt"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("an unfinished save: ocdbt.process_0 without a merged manifest.ocdbt"),
-        "{error}"
-    );
+    fs::write(root.path().join("ckpt/_METADATA"), r#"{"tree_metadata": {}}"#).unwrap();
+    let error = Checkpoint::open(root.path().join("ckpt")).unwrap_err().to_string();
+    assert!(error.contains("an unfinished save: ocdbt.process_0 without a merged manifest.ocdbt"), "{error}");
     let temporary = root.path().join("5.orbax-checkpoint-tmp-17");
     fs::create_dir(&temporary).unwrap();
-    assert!(
-        Checkpoint::open(temporary)
-            .unwrap_err()
-            .to_string()
-            .contains("an unfinished save")
-    );
+    assert!(Checkpoint::open(temporary).unwrap_err().to_string().contains("an unfinished save"));
 }
 
 #[test]
 fn a_copy_without_its_manifest_is_named() {
     let sample = Sample::new();
-    sample.document(
-        "_METADATA",
-        &json!({"tree_metadata": {}, "use_ocdbt": true}),
-    );
+    sample.document("_METADATA", &json!({"tree_metadata": {}, "use_ocdbt": true}));
     sample.refused("manifest.ocdbt is missing");
 }
 
@@ -290,16 +222,9 @@ fn sharded(start: bool) -> (Sample, Vec<u8>) {
 }
 
 fn shard(start: bool, entries: [(u64, u64); 2]) -> Vec<u8> {
-    let mut index: Vec<u8> = entries
-        .iter()
-        .flat_map(|(a, b)| [a.to_le_bytes(), b.to_le_bytes()].concat())
-        .collect();
+    let mut index: Vec<u8> = entries.iter().flat_map(|(a, b)| [a.to_le_bytes(), b.to_le_bytes()].concat()).collect();
     index.extend_from_slice(&crc32c::crc32c(&index).to_le_bytes());
-    if start {
-        [index, vec![1, 2, 3, 4]].concat()
-    } else {
-        [vec![1, 2, 3, 4], index].concat()
-    }
+    if start { [index, vec![1, 2, 3, 4]].concat() } else { [vec![1, 2, 3, 4], index].concat() }
 }
 
 #[test]
@@ -320,16 +245,10 @@ fn forged_shards_are_refused() {
         let data = if start { 36 } else { 0 };
         for (bytes, with) in [
             (good[..20].to_vec(), "shorter than the shard index"),
-            (
-                shard(start, [(data, 2), (data + 2, 3)]),
-                "lie outside the data of its shard",
-            ),
+            (shard(start, [(data, 2), (data + 2, 3)]), "lie outside the data of its shard"),
             (shard(start, [(data, 2), (u64::MAX - 1, 2)]), "lie outside"),
             (shard(start, [(data, 2), (u64::MAX, 2)]), "lie outside"),
-            (
-                shard(start, [(data, 2), (if start { 34 } else { 4 }, 2)]),
-                "lie outside",
-            ),
+            (shard(start, [(data, 2), (if start { 34 } else { 4 }, 2)]), "lie outside"),
             (shard(start, [(data, 2), (data + 2, 1)]), "too short"),
             (shard(start, [(data, 2), (data + 1, 3)]), "too long"),
         ] {
@@ -349,29 +268,18 @@ fn an_absent_sub_chunk_follows_the_rule_of_missing_chunks() {
     sample.file("w/c/0", &shard(false, [(0, 2), (u64::MAX, u64::MAX)]));
     sample.unreadable("chunk 1: missing");
     sample.metadata(json!({"w": leaf(&[("w", 2)], "jax.Array", false)}), false);
-    assert_eq!(
-        read_array(&sample.open().unwrap(), 0).unwrap(),
-        [1, 2, 9, 9]
-    );
+    assert_eq!(read_array(&sample.open().unwrap(), 0).unwrap(), [1, 2, 9, 9]);
 }
 
 #[test]
 fn order_f_big_endian_and_edge_chunks_are_read() {
     let sample = Sample::new();
     sample.document("w/.zarray", &json!({"chunks":[2,2],"compressor":null,"dtype":">u2","fill_value":null,"filters":null,"order":"F","shape":[2,3],"zarr_format":2}));
-    let stored = |words: [u16; 4]| {
-        words
-            .iter()
-            .flat_map(|w| w.to_be_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let stored = |words: [u16; 4]| words.iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<u8>>();
     sample.file("w/0.0", &stored([1, 4, 2, 5]));
     sample.file("w/0.1", &stored([3, 6, 99, 99]));
-    let words: Vec<u16> = read_array(&sample.open().unwrap(), 0)
-        .unwrap()
-        .chunks(2)
-        .map(|b| u16::from_le_bytes([b[0], b[1]]))
-        .collect();
+    let words: Vec<u16> =
+        read_array(&sample.open().unwrap(), 0).unwrap().chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
     assert_eq!(words, [1, 2, 3, 4, 5, 6]);
 }
 
@@ -396,11 +304,8 @@ fn every_cut_of_a_real_checkpoint_is_an_error_and_never_a_panic() {
 
 #[test]
 fn many_threads_read_one_checkpoint_at_once() {
-    let checkpoint =
-        Checkpoint::open(fixtures().join("orbax/orbax_pin/sharded_ocdbt_zarr3")).unwrap();
-    let expected: Vec<_> = (0..checkpoint.arrays().len())
-        .map(|i| read_array(&checkpoint, i).unwrap())
-        .collect();
+    let checkpoint = Checkpoint::open(fixtures().join("orbax/orbax_pin/sharded_ocdbt_zarr3")).unwrap();
+    let expected: Vec<_> = (0..checkpoint.arrays().len()).map(|i| read_array(&checkpoint, i).unwrap()).collect();
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
