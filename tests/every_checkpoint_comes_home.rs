@@ -24,7 +24,7 @@ fn through_every_scheme() {
                 continue;
             }
             let there = path(&format!("there-{scheme}"));
-            convert(&checkpoint(name), &there, &["--to", scheme, "--asset-id", "tiny/robot"]);
+            convert(&checkpoint(name), &there, &["--to", scheme]);
             let heads = ["--heads", "8", "--kv-heads", "1", "--vision-heads", "4"];
             let back = path(&format!("back-{scheme}"));
             let mut more = vec!["--to", "jax"];

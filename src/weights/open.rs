@@ -230,12 +230,6 @@ impl Opened {
     /// # Errors
     /// A scheme that does not exist; names that no scheme knows.
     pub fn scheme<'a>(&self, map: &'a Map, told: Option<&str>) -> Result<&'a Scheme> {
-        if let Some(told) = told {
-            let names: Vec<&str> = map.schemes.iter().map(|s| s.name.as_str()).collect();
-            return map
-                .scheme(told)
-                .with_context(|| format!("--from {told}: no such scheme; there are {}", names.join(", ")));
-        }
         let known = |scheme: &&Scheme| {
             let knows = |name: &str| {
                 map.find(&scheme.column, name).is_some()
@@ -244,6 +238,21 @@ impl Opened {
             };
             self.tensors.iter().filter(|t| scheme.strip(&t.name).is_some_and(|n| knows(&n))).count()
         };
+        if let Some(told) = told {
+            let names: Vec<&str> = map.schemes.iter().map(|s| s.name.as_str()).collect();
+            let scheme = map
+                .scheme(told)
+                .with_context(|| format!("--from {told}: no such scheme; there are {}", names.join(", ")))?;
+            if known(&scheme) == 0
+                && let Some(likely) = map.schemes.iter().max_by_key(|s| known(s)).filter(|s| known(s) > 0)
+            {
+                bail!(
+                    "--from {told}: none of the names is of that scheme; they are {}'s. Leave --from out",
+                    likely.name
+                );
+            }
+            return Ok(scheme);
+        }
         // The first of equals: schemes stand in the map in the order of preference.
         let mut best: Option<(usize, &Scheme)> = None;
         for scheme in &map.schemes {
