@@ -22,6 +22,9 @@ struct Stored {
     doc: ArrayDoc,
 }
 
+/// Array, shard, and the bytes of its index.
+type CachedIndex = (usize, u64, Arc<Vec<u8>>);
+
 /// Arrays of one store.
 pub(crate) struct Arrays {
     store: Box<dyn Store>,
@@ -30,7 +33,7 @@ pub(crate) struct Arrays {
     /// A missing chunk is an error, not the fill value.
     strict: bool,
     /// The index read last, (array, shard): the chunks of a shard are mostly read one after another.
-    last_index: Mutex<Option<(usize, u64, Arc<Vec<u8>>)>>,
+    last_index: Mutex<Option<CachedIndex>>,
 }
 
 /// Where a chunk lies.

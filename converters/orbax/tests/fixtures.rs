@@ -294,7 +294,7 @@ fn raw_views_read_what_checkpoints_read() {
 #[test]
 fn the_tiny_models_hold_their_golden_parameters() {
     let text = fs::read(fixtures().join("checkpoints/expect.json")).unwrap();
-    let expect: BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>> =
+    let expect: BTreeMap<String, BTreeMap<String, Recorded>> =
         serde_json::from_slice(&text).unwrap();
     let mut compared = 0;
     for (name, mut leaves) in expect {
@@ -328,5 +328,7 @@ fn the_tiny_models_hold_their_golden_parameters() {
     assert_eq!(compared, GOLDEN);
 }
 
+/// dtype, shape, SHA-256.
+type Recorded = (String, Vec<u64>, String);
 /// Leaves listed in `fixtures/checkpoints/expect.json`.
 const GOLDEN: usize = 232;
