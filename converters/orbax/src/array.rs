@@ -22,8 +22,8 @@ struct Stored {
     doc: ArrayDoc,
 }
 
-/// Array, shard, and the shard's index: chunks of one shard are mostly read one after another.
-type LastIndex = (usize, u64, Arc<Vec<u8>>);
+/// Array, shard, and the bytes of its index.
+type CachedIndex = (usize, u64, Arc<Vec<u8>>);
 
 /// Arrays of one store.
 pub(crate) struct Arrays {
@@ -33,7 +33,7 @@ pub(crate) struct Arrays {
     /// A missing chunk is an error, not the fill value.
     strict: bool,
     /// The index read last, (array, shard): the chunks of a shard are mostly read one after another.
-    last_index: Mutex<Option<LastIndex>>,
+    last_index: Mutex<Option<CachedIndex>>,
 }
 
 /// Where a chunk lies.

@@ -83,3 +83,8 @@ pub enum Chunk<'a> {
     /// Absent: every element is these bytes.
     Fill(Vec<u8>),
 }
+
+/// The examples of README.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

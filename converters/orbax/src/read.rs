@@ -5,6 +5,7 @@
 use std::io::{ErrorKind, Read};
 
 use crate::array::position;
+use crate::chunk::plausible;
 use crate::error::{Error, Result};
 use crate::zarr::{MAX_CHUNKS, grid, product};
 use crate::{Chunk, Order, Source};
@@ -35,6 +36,19 @@ pub fn read_array(source: &dyn Source, array: usize) -> Result<Vec<u8>> {
     // Opening the first chunk compares the declared with the stored size: a forged document is refused before memory is taken for it.
     if chunks > 0 {
         source.chunk(array, 0)?;
+    }
+    if bytes > MAX_UNSTORED_BYTES {
+        let mut stored = 0u64;
+        for chunk in 0..chunks {
+            stored = stored.saturating_add(source.stored_len(array, chunk)?);
+        }
+        if !plausible(stored, bytes.saturating_sub(MAX_UNSTORED_BYTES), true) {
+            return Err(Error::TooLarge {
+                name: info.name.clone(),
+                found: bytes,
+                limit: MAX_UNSTORED_BYTES,
+            });
+        }
     }
     let mut out = Vec::new();
     let length = usize::try_from(bytes).map_err(|_| too_large())?;
@@ -125,5 +139,7 @@ fn place(out: &mut [u8], info: &crate::ArrayInfo, at: &[u64], mut elements: Elem
     Ok(())
 }
 
+/// An array of absent chunks costs its writer nothing: above this many bytes, what is stored must account for the rest.
+const MAX_UNSTORED_BYTES: u64 = 1 << 30;
 /// Elements read at once.
 const PIECE: usize = 4096;

@@ -101,6 +101,20 @@ fn a_huge_shape_over_a_small_chunk_is_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn a_huge_array_of_absent_chunks_is_refused_before_memory_is_taken() {
+    let sample = Sample::new();
+    sample.metadata(json!({"w": leaf(&[("w", 2)], "jax.Array", false)}), false);
+    sample.document("w/.zarray", &json!({"chunks":[1u64 << 30, 1],"compressor":null,"dtype":"|u1","fill_value":0,"filters":null,"order":"C","shape":[1u64 << 30, 15],"zarr_format":2}));
+    for chunk in ["w/0.0", "w/1.0"] {
+        fs::remove_file(sample.path(chunk)).unwrap();
+    }
+    let error = read_array(&sample.open().unwrap(), 0)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("w: 16106127360 bytes"), "{error}");
+}
+
+#[test]
 fn a_zarr_document_beyond_the_cap_is_refused() {
     let sample = Sample::new();
     sample.file("w/.zarray", &vec![b' '; (1 << 20) + 1]);
