@@ -43,11 +43,7 @@ pub fn read_array(source: &dyn Source, array: usize) -> Result<Vec<u8>> {
             stored = stored.saturating_add(source.stored_len(array, chunk)?);
         }
         if !plausible(stored, bytes.saturating_sub(MAX_UNSTORED_BYTES), true) {
-            return Err(Error::TooLarge {
-                name: info.name.clone(),
-                found: bytes,
-                limit: MAX_UNSTORED_BYTES,
-            });
+            return Err(Error::TooLarge { name: info.name.clone(), found: bytes, limit: MAX_UNSTORED_BYTES });
         }
     }
     let mut out = Vec::new();

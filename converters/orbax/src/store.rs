@@ -178,15 +178,10 @@ impl Store for PlainStore {
 /// `O_NOFOLLOW` guards the last component and a look at each folder the ones before it; `O_NONBLOCK` keeps a FIFO from hanging us.
 pub(crate) fn open_below(root: &Path, key: &str) -> Result<Option<(File, u64)>> {
     let path = root.join(key);
-    let refuse = |problem: &str| Error::UnsafePath {
-        path: PathBuf::from(key),
-        problem: problem.to_owned(),
-    };
+    let refuse = |problem: &str| Error::UnsafePath { path: PathBuf::from(key), problem: problem.to_owned() };
     let unsafe_part = |part: &str| matches!(part, "" | "." | "..") || part.contains(['\0', '\\']);
     if key.split('/').any(unsafe_part) {
-        return Err(refuse(
-            "not a path below the checkpoint (an empty, '.' or '..' component, NUL or backslash)",
-        ));
+        return Err(refuse("not a path below the checkpoint (an empty, '.' or '..' component, NUL or backslash)"));
     }
     let mut folder = root.to_path_buf();
     let mut components = key.split('/').peekable();

@@ -193,8 +193,7 @@ fn raw_views_read_what_checkpoints_read() {
 #[test]
 fn the_tiny_models_hold_their_golden_parameters() {
     let text = fs::read(fixtures().join("checkpoints/expect.json")).unwrap();
-    let expect: BTreeMap<String, BTreeMap<String, Recorded>> =
-        serde_json::from_slice(&text).unwrap();
+    let expect: BTreeMap<String, BTreeMap<String, Recorded>> = serde_json::from_slice(&text).unwrap();
     let mut compared = 0;
     for (name, mut leaves) in expect {
         let checkpoint = Checkpoint::open(fixtures().join("checkpoints").join(&name).join("params")).unwrap();
@@ -205,14 +204,8 @@ fn the_tiny_models_hold_their_golden_parameters() {
             if name == "base/pi0fast" && leaf == "PaliGemma/llm/embedder/input_embedding" {
                 continue;
             }
-            let (dtype, shape, sha256) = leaves
-                .remove(leaf)
-                .unwrap_or_else(|| panic!("{name}: {leaf}"));
-            assert_eq!(
-                (info.dtype.name(), &info.shape),
-                (dtype.as_str(), &shape),
-                "{name}: {leaf}"
-            );
+            let (dtype, shape, sha256) = leaves.remove(leaf).unwrap_or_else(|| panic!("{name}: {leaf}"));
+            assert_eq!((info.dtype.name(), &info.shape), (dtype.as_str(), &shape), "{name}: {leaf}");
             let bytes = read_array(&checkpoint, array).unwrap();
             let found: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(found, sha256, "{name}: {leaf}");

@@ -108,9 +108,7 @@ fn a_huge_array_of_absent_chunks_is_refused_before_memory_is_taken() {
     for chunk in ["w/0.0", "w/1.0"] {
         fs::remove_file(sample.path(chunk)).unwrap();
     }
-    let error = read_array(&sample.open().unwrap(), 0)
-        .unwrap_err()
-        .to_string();
+    let error = read_array(&sample.open().unwrap(), 0).unwrap_err().to_string();
     assert!(error.contains("w: 16106127360 bytes"), "{error}");
 }
 

@@ -34,44 +34,25 @@ fn zarrs_reads_the_same_bytes() {
                 continue;
             };
             let info = &checkpoint.arrays()[index];
-            let stored = leaf
-                .path
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(".");
+            let stored = leaf.path.iter().map(ToString::to_string).collect::<Vec<_>>().join(".");
             if info.dtype == Dtype::C64 && name.ends_with("zarr2") {
                 continue;
             }
             let store = Arc::new(MemoryStore::new());
             let prefix = format!("{stored}/");
             for entry in database.entries_with_prefix(prefix.as_bytes()) {
-                let key = std::str::from_utf8(&entry.key)
-                    .unwrap()
-                    .strip_prefix(&prefix)
-                    .unwrap();
+                let key = std::str::from_utf8(&entry.key).unwrap().strip_prefix(&prefix).unwrap();
                 let mut bytes = database.read(&entry.value).unwrap();
                 if key == ".zarray" {
-                    bytes = String::from_utf8(bytes)
-                        .unwrap()
-                        .replace("\"bfloat16\"", "\"<u2\"")
-                        .into_bytes();
+                    bytes = String::from_utf8(bytes).unwrap().replace("\"bfloat16\"", "\"<u2\"").into_bytes();
                 }
-                store
-                    .set(&StoreKey::new(format!("a/{key}")).unwrap(), bytes.into())
-                    .unwrap();
+                store.set(&StoreKey::new(format!("a/{key}")).unwrap(), bytes.into()).unwrap();
             }
-            let array =
-                Array::open(store, "/a").unwrap_or_else(|e| panic!("{name}: {stored}: {e}"));
+            let array = Array::open(store, "/a").unwrap_or_else(|e| panic!("{name}: {stored}: {e}"));
             let bytes: ArrayBytes<'_> = array.retrieve_array_subset(&array.subset_all()).unwrap();
             let found = bytes.into_fixed().unwrap();
-            assert!(
-                found.as_ref() == read_array(&checkpoint, index).unwrap(),
-                "{name}: {stored}"
-            );
-            *compared
-                .entry(if name.ends_with("zarr3") { "v3" } else { "v2" })
-                .or_default() += 1;
+            assert!(found.as_ref() == read_array(&checkpoint, index).unwrap(), "{name}: {stored}");
+            *compared.entry(if name.ends_with("zarr3") { "v3" } else { "v2" }).or_default() += 1;
         }
     }
     assert!(compared["v2"] > 60 && compared["v3"] > 40, "{compared:?}");
