@@ -6,7 +6,7 @@
 //! unfinished download has so far, and `pi0_base.lock`, held with `flock` while a download runs and left behind after it.
 //! As there, both take the place of the last extension: `tokenizer.model` has `tokenizer.partial`.
 //!
-//! Invariant: [`locate`](crate::cache::locate) only reads, never contacts anybody, and every path that it returns for a `gs://` address lies
+//! Invariant: [`locate`] only reads, never contacts anybody, and every path that it returns for a `gs://` address lies
 //! inside the home. What is under the final name was downloaded completely.
 
 #[cfg(feature = "gcs")]

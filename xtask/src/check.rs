@@ -25,6 +25,13 @@ const TEST: Step = Step {
     environment: &[],
     hint: "the failing tests are named above",
 };
+/// The one feature that is off by default: downloads, against a server on the loopback.
+const TEST_DOWNLOAD: Step = Step {
+    what: "tests of downloading",
+    cargo: &["test", "--package", "pi0-burn", "--features", "gcs", "--test", "download"],
+    environment: &[],
+    hint: "the failing tests are named above",
+};
 const FORMAT: Step = Step {
     what: "formatting",
     cargo: &["fmt", "--all", "--check", "--", "--color", "never"],
@@ -58,7 +65,8 @@ pub(crate) fn run(root: &Path) -> Result<bool> {
 }
 
 fn steps(root: &Path, tally: &mut Tally) -> Result<bool> {
-    Ok(cargo(root, &TEST, Some(tally))?
+    Ok(cargo(root, &TEST, Some(&mut *tally))?
+        && cargo(root, &TEST_DOWNLOAD, Some(&mut *tally))?
         && cargo(root, &FORMAT, None)?
         && cargo(root, &LINT, None)?
         && house_rules(root)?
