@@ -52,3 +52,38 @@ fn stacked_layers_of_two_types_widen_and_nothing_else_changes() {
     let count = |dtype: &str| all.values().filter(|t| t.dtype == dtype).count();
     assert_eq!((count("BF16"), count("F32")), (57, 149));
 }
+
+/// A tree comes with or without the outer `params`, with or without `value` at every end.
+#[test]
+fn all_four_wrappings_are_one_model() {
+    use std::io::Write;
+
+    use orbax::{CheckpointWriter, Dtype, Key, NewArray, WriteOptions};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    convert(&checkpoint("base/pi05/params"), &path("home.safetensors"), &["--to", "jax"]);
+    let home = tensors(&path("home.safetensors"));
+    for (params, value) in [(false, false), (false, true), (true, false), (true, true)] {
+        let dir = path(&format!("ckpt-{params}-{value}"));
+        let arrays = home.iter().map(|(name, tensor)| {
+            let steps = params.then_some("params").into_iter().chain(name.split('/')).chain(value.then_some("value"));
+            NewArray {
+                path: steps.map(|s| Key::Name(s.to_owned())).collect(),
+                shape: tensor.shape.iter().map(|n| *n as u64).collect(),
+                dtype: Dtype::F32,
+                chunk_shape: None,
+            }
+        });
+        let options = WriteOptions { time_ns: 1, level: 1, data_files: 1 };
+        let writer = CheckpointWriter::create(&dir, arrays.collect(), options).unwrap();
+        for (i, tensor) in home.values().enumerate() {
+            let mut chunk = writer.chunk(i, 0).unwrap();
+            chunk.write_all(&tensor.bytes).unwrap();
+            chunk.finish().unwrap();
+        }
+        writer.finish().unwrap();
+        let again = path(&format!("again-{params}-{value}.safetensors"));
+        convert(&dir, &again, &["--to", "jax"]);
+        assert!(tensors(&again) == home, "params {params}, value {value}");
+    }
+}

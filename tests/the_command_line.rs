@@ -37,7 +37,7 @@ fn openpis_and_gigas_spellings_are_accepted() {
     done(&["convert", "--checkpoint_dir", from, "--output_path", out, "--precision", "bfloat16"]);
     let params = checkpoint("manager/pi0_noema/7/params");
     let giga = ["convert", "--checkpoint-dir", params.to_str().unwrap(), "--output-path", out, "--overwrite"];
-    done(&[&giga[..], &["--tokenizer-id", "google/paligemma-3b-pt-224", "--no-pi05-enabled", "--to", "giga"]].concat());
+    done(&[&giga[..], &["--tokenizer-id", "a/tiny-one", "--no-pi05-enabled", "--to", "giga"]].concat());
     let listed = done(&["convert", "--checkpoint_dir", from, "--inspect_only"]);
     assert!(listed.contains("pi0 · "), "{listed}");
 }
@@ -48,6 +48,8 @@ fn what_contradicts_the_tensors_is_refused() {
     assert!(words.contains("--pi05-enabled contradicts the tensors: they are a pi0"), "{words}");
     let words = refused(&convert(&["--config_name", "pi05_droid", "--output", "x.safetensors"]));
     assert!(words.contains("pi05_droid"), "{words}");
+    let words = refused(&convert(&["--tokenizer-id", "google/paligemma-3b-pt-224", "--output", "x.safetensors"]));
+    assert!(words.contains("it has 257152 pieces, the embedding has 512 rows"), "{words}");
     let words = refused(&convert(&["--config_name", "pi0_alhoa", "--output", "x.safetensors"]));
     assert!(words.contains("pi0_aloha"), "{words}");
 }

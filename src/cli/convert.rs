@@ -119,7 +119,7 @@ pub struct Args {
     #[arg(long, action = ArgAction::SetTrue)]
     pub no_pi05_enabled: bool,
 
-    /// Accepted for giga-models' sake; no file that is written depends on it
+    /// The tokenizer (giga-models asks for it): a PaliGemma's is held against the embedding's rows
     #[arg(long, alias = "tokenizer_id", value_name = "ID")]
     pub tokenizer_id: Option<String>,
 
@@ -276,6 +276,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         threads: args.threads.unwrap_or_else(default_threads).max(1),
         hashes: args.json,
         config_name: args.config_name,
+        tokenizer_id: args.tokenizer_id,
         pi05: match (args.pi05_enabled, args.no_pi05_enabled) {
             (true, _) => Some(true),
             (_, true) => Some(false),

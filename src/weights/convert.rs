@@ -64,6 +64,8 @@ pub struct Request {
     pub hashes: bool,
     /// openpi's name of the config.
     pub config_name: Option<String>,
+    /// The tokenizer that the user says belongs to it.
+    pub tokenizer_id: Option<String>,
     /// Whether the user says it is a pi0.5.
     pub pi05: Option<bool>,
     /// Steps of an action chunk: no tensor tells.

@@ -15,6 +15,9 @@ use super::norm_stats::NormStats;
 use super::open::Opened;
 use super::stage::may_replace;
 
+/// Pieces of every published PaliGemma tokenizer: Gemma's, 1024 places and 128 segments.
+const PALIGEMMA_PIECES: u64 = 257_152;
+
 /// Where the output goes.
 pub(super) enum Target {
     /// One file (or its shards), with what belongs to it in its metadata.
@@ -47,6 +50,14 @@ pub(super) fn contradictions(request: &Request, preset: Option<&Preset>, anatomy
                 anatomy.model.as_deref().unwrap_or("part of a model")
             );
         }
+    }
+    if let (Some(id), Some(rows)) = (&request.tokenizer_id, anatomy.vocabulary)
+        && id.starts_with("google/paligemma-")
+        && rows != PALIGEMMA_PIECES
+    {
+        bail!(
+            "--tokenizer-id {id} contradicts the tensors: it has {PALIGEMMA_PIECES} pieces, the embedding has {rows} rows"
+        );
     }
     if let Some(preset) = preset {
         preset.check(anatomy).map_err(|what| anyhow::anyhow!("--config-name contradicts the tensors: {what}"))?;
