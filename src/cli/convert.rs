@@ -147,7 +147,7 @@ pub struct Args {
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Threads; all processors, at most eight, if left out
+    /// Threads; one more than there are processors (at most eight) if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
@@ -293,8 +293,9 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
+/// One more than there are processors (at most eight of them): while one thread writes, another decodes.
 pub(super) fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).min(8)
+    std::thread::available_parallelism().map_or(2, usize::from).min(8) + 1
 }
 
 fn parse_size(text: &str) -> Result<u64> {

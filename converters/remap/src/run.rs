@@ -19,7 +19,7 @@ use crate::plan::{At, Move, Plan};
 /// A run in the output this long is worth writing by itself; then slabs stay in the second-level cache.
 const LONG_RUN_BYTES: u64 = 256 << 10;
 /// Slab of such an array.
-const SMALL_SLAB_BYTES: u64 = 1 << 20;
+const SMALL_SLAB_BYTES: u64 = 4 << 20;
 /// Slabs of all threads together.
 const SLABS_BYTES: u64 = 512 << 20;
 /// A slab above this gains nothing: the largest layer of the pi0 family, in f32.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use orbax::Dtype;
 use serde::Serialize;
@@ -17,6 +18,11 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Fault, Refused, Result};
 use crate::plan::Tensor;
 use crate::run::Sink;
+
+/// The data of a large file starts on a huge page, so that long runs fill whole ones. The format asks for eight.
+const LARGE_ALIGNMENT: usize = 2 << 20;
+/// What is large.
+const LARGE_BYTES: u64 = 256 << 20;
 
 /// One file, or several with an index.
 #[derive(Debug)]
@@ -35,6 +41,8 @@ struct Shard {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
+    /// Writers of one file wait for each other in the kernel, spinning; here they sleep, and another thread decodes.
+    turn: Mutex<()>,
 }
 
 impl Writer {
@@ -57,10 +65,13 @@ impl Writer {
         if !faults.is_empty() {
             return Err(Refused { faults }.into());
         }
-        // Largest elements first, so that every tensor is aligned to its own; then by name.
+        // Largest elements first, so that every tensor is aligned to its own; then the longest, so that most begin where a
+        // page does; then by name.
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by(|a, b| {
-            let key = |i: usize| (std::cmp::Reverse(tensors[i].dtype.size()), &tensors[i].name);
+            let key = |i: usize| {
+                (std::cmp::Reverse(tensors[i].dtype.size()), std::cmp::Reverse(tensors[i].bytes()), &tensors[i].name)
+            };
             key(*a).cmp(&key(*b))
         });
         let mut groups: Vec<Vec<usize>> = vec![vec![]];
@@ -111,7 +122,7 @@ impl Writer {
         let _ = std::fs::remove_file(&temporary);
         let file =
             File::options().read(true).write(true).create_new(true).open(&temporary).map_err(error("creating"))?;
-        self.shards.push(Shard { path, temporary: temporary.clone(), file });
+        self.shards.push(Shard { path, temporary: temporary.clone(), file, turn: Mutex::new(()) });
         let Some(shard) = self.shards.last_mut() else { return Ok(()) };
         shard.file.write_all(&header).map_err(error("writing the header of"))?;
         shard.file.set_len(at).map_err(error("making room for"))?;
@@ -135,7 +146,7 @@ impl Writer {
             File::options().write(true).create(true).truncate(true).read(true).open(&temporary).map_err(failed)?;
         file.write_all(&text).map_err(failed)?;
         // Published after the shards that it names.
-        self.shards.push(Shard { path, temporary, file });
+        self.shards.push(Shard { path, temporary, file, turn: Mutex::new(()) });
         Ok(())
     }
 
@@ -220,6 +231,7 @@ impl Sink for Writer {
     fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (shard, start) = self.places[output];
         let shard = &self.shards[shard];
+        let _turn = shard.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         shard.file.write_all_at(bytes, start + offset).map_err(|error| file_error(&shard.temporary, "writing", error))
     }
 }
@@ -256,7 +268,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// A small set of tensors as the bytes of one safetensors file.
 pub fn to_bytes(tensors: &[(Tensor, Vec<u8>)], metadata: &BTreeMap<String, String>) -> Vec<u8> {
     let mut order: Vec<&(Tensor, Vec<u8>)> = tensors.iter().collect();
-    order.sort_by_key(|(t, _)| (std::cmp::Reverse(t.dtype.size()), &t.name));
+    order.sort_by_key(|(t, _)| (std::cmp::Reverse(t.dtype.size()), std::cmp::Reverse(t.bytes()), &t.name));
     let mut bytes = header_of(&order.iter().map(|(t, _)| t).collect::<Vec<_>>(), metadata);
     for (_, data) in order {
         bytes.extend_from_slice(data);
@@ -287,8 +299,8 @@ fn header_of(tensors: &[&Tensor], metadata: &BTreeMap<String, String>) -> Vec<u8
     }
     parts.extend(entries.iter().map(|(name, entry)| format!("{}:{entry}", quoted(name))));
     let mut text = format!("{{{}}}", parts.join(",")).into_bytes();
-    // The data starts at a multiple of eight.
-    text.resize(text.len().next_multiple_of(8), b' ');
+    let alignment = if at >= LARGE_BYTES { LARGE_ALIGNMENT } else { 8 };
+    text.resize((text.len() + 8).next_multiple_of(alignment) - 8, b' ');
     [&(text.len() as u64).to_le_bytes()[..], &text].concat()
 }
 
