@@ -169,8 +169,10 @@ impl Opened {
         }
         let leaves = checkpoint.leaves().iter();
         let strings = leaves.filter(|l| matches!(l.value, Value::String(_))).count();
-        if strings > 0 {
-            warnings.push(format!("{strings} leaves are strings: they are no tensors and stay behind"));
+        match strings {
+            0 => {}
+            1 => warnings.push("one leaf is a string: it is no tensor and stays behind".into()),
+            _ => warnings.push(format!("{strings} leaves are strings: they are no tensors and stay behind")),
         }
         let (mut tensors, mut arrays, mut left_out) = (vec![], vec![], vec![]);
         for (i, tensor) in all.into_iter().enumerate() {
