@@ -212,6 +212,55 @@ fn low_rank_pairs_never_vanish_unsaid() {
 }
 
 #[test]
+fn a_filter_never_parts_a_weight_from_the_pair_that_is_merged_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = checkpoint("manager/pi0_lora/7");
+    let out = folder.path().join("q.safetensors");
+    let base = ["convert", "--checkpoint-dir", from.to_str().unwrap(), "--to", "openpi-torch"];
+    let to = ["--output", out.to_str().unwrap()];
+    for filter in ["q_einsum/w$", "q_einsum/(w|lora_a)$", "q_einsum/(w|lora_b)$"] {
+        let words = refused(&[&base[..], &to, &["--filter", filter]].concat());
+        assert!(words.contains("which has to be merged into it"), "{filter}: {words}");
+        assert!(!out.exists());
+    }
+    done(&[&base[..], &to, &["--filter", "q_einsum/"]].concat());
+    let whole = folder.path().join("whole.safetensors");
+    done(&[&base[..], &["--output", whole.to_str().unwrap()]].concat());
+    let whole = tool::tensors(&whole);
+    let part = tool::tensors(&out);
+    assert_eq!(part.len(), 3);
+    assert!(part.iter().all(|(name, tensor)| whole[name] == *tensor));
+    done(&[&base[..], &to, &["--overwrite", "--lora", "drop", "--filter", "q_einsum/w$"]].concat());
+}
+
+#[test]
+fn raw_weights_are_found_from_params_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    tool::convert(&checkpoint("manager/pi0_ema/7"), &a, &["--weights", "raw"]);
+    tool::convert(&checkpoint("manager/pi0_ema/7/params"), &b, &["--weights", "raw"]);
+    assert!(tool::tensors(&a) == tool::tensors(&b));
+}
+
+#[test]
+fn files_and_folders_do_not_take_each_others_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    std::fs::write(&out, "precious").unwrap();
+    for to in ["burn", "jax"] {
+        let words = refused(&convert(&["--to", to, "--overwrite", "--output", out.to_str().unwrap()]));
+        assert!(words.contains("is a file"), "{words}");
+    }
+    assert_eq!(std::fs::read(&out).unwrap(), b"precious");
+    // The index of earlier shards is not replaced unasked either.
+    let model = folder.path().join("model.safetensors");
+    let sharded = ["--max-shard-size", "300kB", "--output", model.to_str().unwrap()];
+    done(&convert(&sharded));
+    let words = refused(&convert(&sharded));
+    assert!(words.contains("index.json exists; --overwrite replaces it"), "{words}");
+}
+
+#[test]
 fn help_teaches_by_example() {
     let text = done(&["convert", "--help"]);
     assert!(text.contains("Examples:") && text.contains("--to lerobot"), "{text}");

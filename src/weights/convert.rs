@@ -15,8 +15,8 @@ use remap::{Fate, Lora, Map, Mover, Options, Pairs, Plan, Settings, Tensor, Tie,
 use super::anatomy::Anatomy;
 use super::companions::{Preset, Request as CompanionRequest, companions};
 use super::decide::{
-    Target, commonest_float, contradictions, decide_lora, lora_word, metadata, name_merged, names_lora, parameters,
-    target_of, target_scheme, ties_agree, told_heads,
+    Target, commonest_float, contradictions, decide_lora, lora_word, metadata, name_merged, names_lora,
+    pairs_stay_together, parameters, target_of, target_scheme, ties_agree, told_heads,
 };
 use super::jax;
 use super::norm_stats;
@@ -116,6 +116,7 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
     let whole = Anatomy::read(&map, &opened.tensors, &from, &Options { part: moments, ..reading.clone() })?;
     let preset = request.config_name.as_deref().map(Preset::named).transpose()?;
     contradictions(request, preset, &whole)?;
+    let all = opened.tensors.clone();
     if let Some(filter) = &request.filter {
         opened.filter(filter);
         if opened.tensors.is_empty() {
@@ -140,6 +141,9 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
         part,
     };
     let mut plan = Plan::new(&map, &opened.tensors, &from, &to, &options)?;
+    if planned_lora == Lora::Merge && request.filter.is_some() {
+        pairs_stay_together(&map, &all, &from, &reading, &plan)?;
+    }
     name_merged(&mut plan);
     let written =
         if planned_lora == Lora::Keep { whole.clone() } else { whole.without_lora(parameters(&map, &plan, &to)) };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use orbax::Dtype;
-use remap::{Fate, From, Lora, Map, Plan, Scheme};
+use remap::{Fate, From, Lora, Map, Options, Plan, Scheme, Tensor};
 
 use super::anatomy::Anatomy;
 use super::companions::Preset;
@@ -87,6 +87,32 @@ pub(super) fn lora_word(lora: Lora, anatomy: &Anatomy) -> &'static str {
     }
 }
 
+/// A weight that is merged needs its pair: a filter that parts them would write it unmerged.
+pub(super) fn pairs_stay_together(
+    map: &Map,
+    all: &[Tensor],
+    from: &Scheme,
+    reading: &Options,
+    plan: &Plan,
+) -> Result<()> {
+    let Some(burn) = map.scheme("burn") else { return Ok(()) };
+    let whole = Plan::new(map, all, from, burn, reading)?;
+    for name in plan.canonical.keys() {
+        let Some(stem) = name.strip_suffix(".weight") else { continue };
+        for factor in ["lora_a", "lora_b"] {
+            let pair = format!("{stem}.{factor}");
+            if let (Some(source), false) = (whole.canonical.get(&pair), plan.canonical.contains_key(&pair)) {
+                bail!(
+                    "--filter keeps {name} and leaves out {}, which has to be merged into it; widen the filter, or say \
+                     --lora drop",
+                    all[*source].name
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Says of each merged pair which outputs it went into.
 pub(super) fn name_merged(plan: &mut Plan) {
     let mut into: BTreeMap<usize, Vec<String>> = BTreeMap::new();
@@ -156,6 +182,9 @@ pub(super) fn target_of(request: &Request, to: &Scheme, as_adapter: bool) -> Res
             may_replace(path, request.overwrite)?;
             if path.is_dir() {
                 bail!("{} is a folder; a file of that name cannot be made", path.display());
+            }
+            if request.max_shard_bytes.is_some() {
+                may_replace(&remap::index_path(path), request.overwrite)?;
             }
         }
         Target::Folder(path, _) => may_replace(path, request.overwrite)?,

@@ -35,6 +35,9 @@ impl Stage {
     /// # Errors
     /// `target` is there and may not be replaced.
     pub fn open(target: &Path, overwrite: bool) -> Result<Self> {
+        if target.is_file() {
+            bail!("{} is a file; a folder of that name cannot be made", target.display());
+        }
         may_replace(target, overwrite)?;
         let building = hidden(target, "part")?;
         if building.exists() {

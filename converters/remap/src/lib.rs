@@ -30,4 +30,4 @@ pub use plan::{At, Axis, Fate, From, Lora, Move, Options, Output, Plan, Tensor, 
 pub use run::{Mover, Settings, Sink, Tally, Unit};
 pub use safetensors::{Safetensors, is_safetensors};
 pub use sizes::{Scope, Sizes};
-pub use writer::{Writer, storable, to_bytes, write_whole};
+pub use writer::{Writer, index_path, storable, to_bytes, write_whole};

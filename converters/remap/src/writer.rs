@@ -314,7 +314,8 @@ fn shard_path(path: &Path, number: usize, count: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.safetensors"))
 }
 
-fn index_path(path: &Path) -> PathBuf {
+/// Where the index of a file that is cut into shards stands.
+pub fn index_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     path.with_file_name(format!("{name}.index.json"))
 }
