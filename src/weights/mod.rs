@@ -1,5 +1,5 @@
 //! Checkpoints as the toolkit sees them: opened, understood, converted, compared. The only room beside the formats
-//! that touches weight files; it knows no Burn.
+//! that touches weight files; only `load` knows Burn.
 
 pub mod anatomy;
 pub mod companions;
@@ -7,6 +7,8 @@ pub mod convert;
 mod decide;
 pub mod diff;
 mod jax;
+#[cfg(feature = "model")]
+pub mod load;
 pub mod norm_stats;
 mod number;
 pub mod open;

@@ -1,0 +1,226 @@
+//! pi0 and pi0.5: actions from noise, by the velocity of a flow.
+//!
+//! `x_t = t noise + (1 - t) actions`, and the model learns `u = noise - actions`. Noise and time are arguments.
+//! Source: openpi 15a9616, models/pi0.py. Letters: B batch, P prefix, T suffix, A action dim, W width.
+
+use burn::tensor::{DType, Tensor, TensorData, activation};
+
+use super::cache::Cache;
+use super::language::{Attend, Depth, Modulations};
+use super::linear::Linear;
+use super::mask::{Mask, Positions};
+use super::observation::{Flags, Observation};
+use super::pi::{Padding, Pi, Prefix};
+use super::rope::Rope;
+use super::tap::Taps;
+use super::time::posemb_sincos;
+
+/// What the model makes of one or more times: all that depends on no action.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// `[times, W]`, f32: sines and cosines.
+    pub embedding: Tensor<2>,
+    /// pi0.5: scale, shift and gate of every norm of the action expert.
+    pub modulations: Option<Modulations>,
+}
+
+impl Condition {
+    /// Of one time: shared by all rows of a batch.
+    pub fn row(&self, row: usize) -> Self {
+        Condition {
+            embedding: self.embedding.clone().narrow(0, row, 1),
+            modulations: self.modulations.as_ref().map(|m| m.row(row)),
+        }
+    }
+}
+
+/// Embedded state and noisy actions.
+#[derive(Debug, Clone)]
+pub struct Suffix {
+    /// `[B, T, W]`, f32.
+    pub tokens: Tensor<3>,
+    /// `[B, T]`: all are valid.
+    pub mask: Flags,
+    /// `[B, T]`: which begin a block.
+    pub ar: Flags,
+}
+
+/// A prefix that has been read.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Its keys and values.
+    pub cache: Cache,
+    /// `[B, P]`: which of it are no padding.
+    pub mask: Flags,
+}
+
+/// A layer that these settings have.
+fn need(layer: &Option<Linear>) -> &Linear {
+    layer.as_ref().expect("a flow model has its projections: Pi::init made them")
+}
+
+impl Pi {
+    /// Images and prompt as tokens that all see each other.
+    pub fn embed_prefix(&self, observation: &Observation, padding: Padding, taps: &mut Taps<'_>) -> Prefix {
+        let prefix = self.embed(observation, padding, taps);
+        taps.note(format_args!("embed_prefix/tokens"), &prefix.tokens);
+        taps.note_host("embed_prefix/mask", || prefix.mask.data());
+        taps.note_host("embed_prefix/ar", || flags(prefix.ar.row(0)));
+        prefix
+    }
+
+    /// What the model makes of `times`, one row each.
+    pub fn condition(&self, times: &[f32], taps: &mut Taps<'_>) -> Condition {
+        let width = self.settings().experts[1].width;
+        let embedding = posemb_sincos(times, width, &self.device());
+        taps.note(format_args!("posemb_sincos"), &embedding);
+        let modulations = self.time_mlp_in.as_ref().and_then(|mlp_in| {
+            let x = activation::silu(mlp_in.promoted(embedding.clone()));
+            let x = activation::silu(need(&self.time_mlp_out).promoted(x));
+            taps.note(format_args!("embed_suffix/adarms_cond"), &x);
+            self.llm.modulate(1, x, self.activations())
+        });
+        Condition { embedding, modulations }
+    }
+
+    /// State `[B, A]` and noisy actions `x_t [B, horizon, A]` as tokens. `condition` has a row for each of B, or one.
+    pub fn embed_suffix(
+        &self,
+        state: &Tensor<2>,
+        x_t: Tensor<3>,
+        condition: &Condition,
+        taps: &mut Taps<'_>,
+    ) -> Suffix {
+        let [b, horizon, _] = x_t.dims();
+        let actions = need(&self.action_in_proj).promoted(x_t);
+        let (tokens, first) = match &self.state_proj {
+            Some(state_proj) => {
+                let w = actions.dims()[2];
+                let time = condition.embedding.clone().unsqueeze_dim::<3>(1).expand([b, horizon, w]);
+                let x = need(&self.action_time_mlp_in).promoted(Tensor::cat(vec![actions, time], 2));
+                let x = need(&self.action_time_mlp_out).promoted(activation::silu(x));
+                let state = state_proj.promoted(state.clone()).unsqueeze_dim::<3>(1);
+                (Tensor::cat(vec![state, x], 1), 2)
+            }
+            None => (actions, 1),
+        };
+        let t = tokens.dims()[1];
+        // The state begins a block, the first action another; later actions belong to the first one's.
+        let suffix = Suffix { tokens, mask: Flags::all(b, t, true), ar: Flags::build(b, t, |_, token| token < first) };
+        taps.note(format_args!("embed_suffix/tokens"), &suffix.tokens);
+        taps.note_host("embed_suffix/mask", || suffix.mask.data());
+        taps.note_host("embed_suffix/ar", || flags(suffix.ar.row(0)));
+        suffix
+    }
+
+    /// Mean squared error of the velocity over all action dims: `[B, horizon]`, f32.
+    ///
+    /// `actions` and `noise` are `[B, horizon, A]`, f32; `time` has B values in (0, 1].
+    pub fn compute_loss(
+        &self,
+        observation: &Observation,
+        actions: Tensor<3>,
+        noise: Tensor<3>,
+        time: &[f32],
+        taps: &mut Taps<'_>,
+    ) -> Tensor<2> {
+        let device = self.device();
+        let [b, horizon, _] = actions.dims();
+        let t = TensorData::new(time.to_vec(), [b, 1, 1]);
+        let t = Tensor::<3>::from_data(t, (&device, DType::F32));
+        let x_t = t.clone() * noise.clone() + (t.neg() + 1.0) * actions.clone();
+        let u_t = noise - actions;
+        taps.note(format_args!("loss/x_t"), &x_t);
+        taps.note(format_args!("loss/u_t"), &u_t);
+        let prefix = self.embed_prefix(observation, Padding::Keep, taps);
+        let condition = self.condition(time, taps);
+        let suffix = self.embed_suffix(&observation.state, x_t, &condition, taps);
+        let valid = Flags::beside(&[&prefix.mask, &suffix.mask]);
+        let mask = Mask::blocks(&valid, &Flags::beside(&[&prefix.ar, &suffix.ar]));
+        let positions = Positions::counted(&valid, |_| 0);
+        taps.note_host("full/attn_mask", || mask.data());
+        taps.note_host("full/positions", || positions.data());
+        let at = self.attend(&positions, &mask);
+        let xs = vec![Some(prefix.tokens), Some(suffix.tokens.cast(self.activations()))];
+        let modulations = [None, condition.modulations.as_ref()];
+        let read = self.llm.forward(xs, &at, &modulations, None, Depth::Whole);
+        if let [Some(prefix), Some(suffix)] = &read.outputs[..] {
+            taps.note(format_args!("full/prefix_out"), prefix);
+            taps.note(format_args!("full/suffix_out"), suffix);
+        }
+        note_cache("full", &read.cache, taps);
+        let v_t = self.velocity(&read.outputs, horizon);
+        taps.note(format_args!("full/v_t"), &v_t);
+        let loss = (v_t.cast(DType::F32) - u_t).square().mean_dim(2).squeeze_dim::<2>(2);
+        taps.note(format_args!("loss/chunked"), &loss);
+        loss
+    }
+
+    /// Reads a prefix once, for all steps. With taps on, the last layer runs to its end so that its output is there.
+    pub fn read_prefix(&self, prefix: Prefix, taps: &mut Taps<'_>) -> Context {
+        let mask = Mask::blocks(&prefix.mask, &prefix.ar);
+        let at = self.attend(&Positions::counted(&prefix.mask, |_| 0), &mask);
+        let depth = if taps.listening() { Depth::Whole } else { Depth::Cache };
+        let read = self.llm.forward(vec![Some(prefix.tokens), None], &at, &[], None, depth);
+        if let Some(Some(out)) = read.outputs.first() {
+            taps.note(format_args!("prefix/out"), out);
+        }
+        note_cache("prefix", &read.cache, taps);
+        Context { cache: read.cache, mask: prefix.mask }
+    }
+
+    /// Where the suffix stands after a prefix, for every step the same.
+    pub fn attend_suffix(&self, context: &Context, suffix: &Suffix) -> Attend {
+        let own = Mask::blocks(&suffix.mask, &suffix.ar);
+        let mask = Mask::after(&context.mask, &own);
+        let positions = Positions::counted(&suffix.mask, |row| context.mask.count(row) as i32);
+        self.attend(&positions, &mask)
+    }
+
+    /// The velocity at `suffix`, `[B, horizon, A]`: f32, or bf16 where the projection's weights are.
+    pub fn velocity_after(
+        &self,
+        context: &Context,
+        at: &Attend,
+        suffix: Suffix,
+        condition: &Condition,
+        horizon: usize,
+        taps: &mut Taps<'_>,
+    ) -> Tensor<3> {
+        let xs = vec![None, Some(suffix.tokens.cast(self.activations()))];
+        let modulations = [None, condition.modulations.as_ref()];
+        let read = self.llm.forward(xs, at, &modulations, Some(&context.cache), Depth::Whole);
+        if let Some(Some(out)) = read.outputs.get(1) {
+            taps.note(format_args!("step/suffix_out"), out);
+        }
+        self.velocity(&read.outputs, horizon)
+    }
+
+    fn velocity(&self, outputs: &[Option<Tensor<3>>], horizon: usize) -> Tensor<3> {
+        let out = outputs[1].clone().expect("the action expert ran");
+        let first = out.dims()[1] - horizon;
+        need(&self.action_out_proj).promoted(out.narrow(1, first, horizon))
+    }
+
+    fn attend(&self, positions: &Positions, mask: &Mask) -> Attend {
+        let device = self.device();
+        Attend {
+            rope: Rope::new(positions, self.settings().experts[0].head_size, &device),
+            mask: mask.upload(&device),
+            query_f32: false,
+            unused_keys: 0,
+        }
+    }
+}
+
+fn note_cache(at: &str, cache: &Cache, taps: &mut Taps<'_>) {
+    if taps.listening() {
+        taps.note(format_args!("{at}/kv_k"), &cache.keys());
+        taps.note(format_args!("{at}/kv_v"), &cache.values());
+    }
+}
+
+/// A row of flags, as a tap shows it.
+fn flags(row: &[bool]) -> TensorData {
+    TensorData::new(row.to_vec(), [row.len()])
+}

@@ -1,0 +1,98 @@
+//! Norms: SigLIP's LayerNorm, Gemma's RMSNorm with a learned or an adaptive scale.
+//!
+//! Statistics are in f32 whatever comes in; the result is rounded once, to the dtype of the input.
+//! Sources: openpi 15a9616, models/gemma.py (`RMSNorm`), models/siglip.py (flax `LayerNorm`).
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+
+use super::linear::{Linear, param};
+
+const EPSILON: f64 = 1e-6;
+
+/// `(x - mean) / sqrt(var + eps) * gamma + beta`.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[D]`.
+    pub gamma: Param<Tensor<1>>,
+    /// `[D]`.
+    pub beta: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    /// Of `width`.
+    pub fn init(width: usize, device: &Device) -> Self {
+        LayerNorm { gamma: param([width], device), beta: param([width], device) }
+    }
+
+    /// Over the last axis of `x [B, T, D]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let mean = x.clone().mean_dim(2);
+        // The fast form of the variance, as flax takes it; rounding may bring it below zero.
+        let variance = (x.clone().square().mean_dim(2) - mean.clone().square()).clamp_min(0.0);
+        let scale = (variance + EPSILON).sqrt().recip() * self.gamma.val().cast(DType::F32).unsqueeze();
+        ((x - mean) * scale + self.beta.val().cast(DType::F32).unsqueeze()).cast(dtype)
+    }
+}
+
+/// `x / sqrt(mean(x²) + eps)`, scaled by `1 + scale` or by what the time says.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[W]`: a learned scale.
+    pub scale: Option<Param<Tensor<1>>>,
+    /// `[W, 3 W]`: scale, shift and gate from a condition.
+    pub ada: Option<Linear>,
+}
+
+/// What a condition makes of one adaptive norm, each `[B or 1, 1, W]`.
+#[derive(Debug, Clone)]
+pub struct Modulation {
+    /// Added to one, the factor of the normed input.
+    pub scale: Tensor<3>,
+    /// Added to the normed input.
+    pub shift: Tensor<3>,
+    /// Factor of what the layer adds to its input.
+    pub gate: Tensor<3>,
+}
+
+impl Modulation {
+    /// Of one row: what every row of a batch shares.
+    pub fn row(&self, row: usize) -> Self {
+        let pick = |x: &Tensor<3>| x.clone().narrow(0, row, 1);
+        Modulation { scale: pick(&self.scale), shift: pick(&self.shift), gate: pick(&self.gate) }
+    }
+}
+
+impl RmsNorm {
+    /// With a learned scale, or an adaptive one.
+    pub fn init(width: usize, adaptive: bool, device: &Device) -> Self {
+        RmsNorm {
+            scale: (!adaptive).then(|| param([width], device)),
+            ada: adaptive.then(|| Linear::init_biased(width, 3 * width, device)),
+        }
+    }
+
+    /// What `condition [B, W]`, in the activations' dtype, makes of this norm. `None` where the scale is learned.
+    pub fn modulate(&self, condition: &Tensor<2>) -> Option<Modulation> {
+        let all = self.ada.as_ref()?.forward(condition.clone()).unsqueeze_dim::<3>(1);
+        let w = all.dims()[2] / 3;
+        let part = |i: usize| all.clone().narrow(2, i * w, w);
+        Some(Modulation { scale: part(0), shift: part(1), gate: part(2) })
+    }
+
+    /// Over the last axis of `x [B, T, W]`. An adaptive norm needs its modulation.
+    pub fn forward(&self, x: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let normed = x.clone() * (x.square().mean_dim(2) + EPSILON).sqrt().recip();
+        let normed = match (&self.scale, modulation) {
+            // One is added in the scale's own dtype.
+            (Some(scale), _) => normed * (scale.val() + 1.0).cast(DType::F32).unsqueeze(),
+            (None, Some(m)) => normed * (m.scale.clone() + 1.0).cast(DType::F32) + m.shift.clone().cast(DType::F32),
+            (None, None) => normed,
+        };
+        normed.cast(dtype)
+    }
+}

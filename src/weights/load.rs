@@ -1,0 +1,183 @@
+//! Checkpoint to model: any scheme, safetensors or Orbax, every parameter once and no other.
+//!
+//! Invariants: the model is the authority on what exists, the name map on what it is called; a name or shape in which
+//! they differ is refused before a tensor is read. Tensors are decoded straight into the memory they stay in.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use remap::{Map, Memory, Mover, Options, Plan};
+
+use super::anatomy::Anatomy;
+use super::convert::Progress;
+use super::open::Opened;
+use crate::model::Pi;
+use crate::model::settings::{Expert, Head, Lora, Settings, Vision};
+
+/// How to load.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Naming scheme; detected where it is not told.
+    pub from: Option<String>,
+    /// To which dtype parameters are cast; `None` leaves them as they are.
+    pub parameters: Option<DType>,
+    /// In which dtype the model computes.
+    pub activations: DType,
+    /// alpha / rank of the attention's low-rank pairs; openpi's variants all have 1.
+    pub lora_scale: f64,
+    /// Threads that decode.
+    pub threads: usize,
+}
+
+/// Settings of the model that these tensors are.
+///
+/// # Errors
+/// A part of a model; sizes that no tensor tells.
+pub fn settings(anatomy: &Anatomy, lora_scale: f64) -> Result<Settings> {
+    let known = |what: &str, x: Option<u64>| {
+        x.map(|x| x as usize).with_context(|| {
+            format!(
+                "{what} is not told by the tensors; convert the checkpoint with `pi0 convert`, which writes it down"
+            )
+        })
+    };
+    let family = anatomy.model.as_deref().context("these tensors are a part of a model; a whole one can be run")?;
+    let vision = anatomy.vision.as_ref().context("there is no vision tower")?;
+    let action_dim = || known("the action dim", anatomy.action_dim);
+    let head = match family {
+        "pi0" => Head::StateToken { action_dim: action_dim()? },
+        "pi05" => Head::Adaptive { action_dim: action_dim()? },
+        _ => Head::Tokens,
+    };
+    let expert = |e: &super::anatomy::Expert| {
+        let rank = |r: Option<u64>| r.unwrap_or(0) as usize;
+        Ok(Expert {
+            width: e.width as usize,
+            depth: e.depth as usize,
+            mlp: e.mlp as usize,
+            heads: known("the number of heads", e.heads)?,
+            kv_heads: known("the number of kv heads", e.kv_heads)?,
+            head_size: known("the size of a head", e.head_size)?,
+            adaptive: e.adaptive,
+            lora: Lora {
+                attention: rank(e.lora.and_then(|l| l.attention)),
+                feed_forward: rank(e.lora.and_then(|l| l.feed_forward)),
+                scale: lora_scale,
+            },
+        })
+    };
+    let settings = Settings {
+        vision: Vision {
+            width: vision.width as usize,
+            depth: vision.depth as usize,
+            mlp: vision.mlp as usize,
+            heads: known("the number of SigLIP's heads", vision.heads)?,
+            patch: vision.patch as usize,
+            tokens: vision.tokens as usize,
+        },
+        experts: anatomy.experts.iter().map(expert).collect::<Result<_>>()?,
+        vocabulary: known("the vocabulary", anatomy.vocabulary)?,
+        head,
+    };
+    match settings.faults() {
+        faults if faults.is_empty() => Ok(settings),
+        faults => bail!("the tensors contradict each other: {}", faults.join("; ")),
+    }
+}
+
+/// The model of an opened checkpoint, with its weights.
+///
+/// # Errors
+/// All that is missing, unknown, doubled or mis-shaped, together; what the medium says.
+pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progress) -> Result<Pi> {
+    let map = Map::pi0();
+    let from = opened.scheme(&map, how.from.as_deref())?;
+    let burn = map.scheme("burn").context("the map has a scheme burn")?;
+    let heads = opened.own_anatomy().map(|a| a.heads()).unwrap_or_default();
+    let options = Options {
+        heads,
+        lora: remap::Lora::Keep,
+        cast: how.parameters.map(dtype_of).transpose()?,
+        ..Options::default()
+    };
+    let anatomy = Anatomy::read(&map, &opened.tensors, from, &options)?;
+    let settings = settings(&anatomy, how.lora_scale)?;
+    let plan = Plan::new(&map, &opened.tensors, from, burn, &options)?;
+    let pi = Pi::init(&settings, how.activations, device);
+    agree(&pi, &plan)?;
+    let stop = AtomicBool::new(false);
+    let memory = Memory::new(&plan);
+    let mover = Mover::new(&plan, &*opened.source, &opened.arrays, None, remap::Settings::threads(how.threads), &stop);
+    let units = mover.units(|_| true);
+    progress.phase("reading weights", units.iter().map(|u| u.bytes).sum());
+    mover.run(&units, &memory)?;
+    let mut bytes: BTreeMap<String, (Vec<u8>, DType)> = BTreeMap::new();
+    for (output, slot) in plan.outputs.iter().zip(memory.bytes) {
+        let data = slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bytes.insert(output.tensor.name.clone(), (data, dtype_from(output.tensor.dtype)?));
+    }
+    Ok(pi.map(&mut Fill { path: vec![], bytes, device: device.clone() }))
+}
+
+/// Every parameter of the model is an output of the plan in the same shape, and the other way round.
+fn agree(pi: &Pi, plan: &Plan) -> Result<()> {
+    let wanted: BTreeMap<String, Vec<usize>> = pi.parameters().into_iter().collect();
+    let planned: BTreeMap<&str, Vec<usize>> = plan
+        .outputs
+        .iter()
+        .map(|o| (o.tensor.name.as_str(), o.tensor.shape.iter().map(|n| *n as usize).collect()))
+        .collect();
+    let mut faults = vec![];
+    for (name, shape) in &wanted {
+        match planned.get(name.as_str()) {
+            None => faults.push(format!("{name}: missing; the model has it as {shape:?}")),
+            Some(found) if found != shape => faults.push(format!("{name}: found {found:?}, expected {shape:?}")),
+            Some(_) => {}
+        }
+    }
+    let strange = planned.keys().filter(|name| !wanted.contains_key(**name));
+    faults.extend(strange.map(|name| format!("{name}: no part of a {}", pi.settings().family())));
+    if faults.is_empty() { Ok(()) } else { bail!("the tensors are not this model's:\n  {}", faults.join("\n  ")) }
+}
+
+/// Puts each tensor into its parameter; `agree` has seen that every one is there.
+struct Fill {
+    path: Vec<String>,
+    bytes: BTreeMap<String, (Vec<u8>, DType)>,
+    device: Device,
+}
+
+impl ModuleMapper for Fill {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some((bytes, dtype)) = self.bytes.remove(&self.path.join(".")) else { return param };
+        let data = TensorData::from_bytes_vec(bytes, param.lazy_shape(), dtype);
+        Param::initialized(param.id, Tensor::from_data(data, (&self.device, dtype)))
+    }
+}
+
+fn dtype_of(dtype: DType) -> Result<orbax::Dtype> {
+    match dtype {
+        DType::F32 => Ok(orbax::Dtype::F32),
+        DType::BF16 => Ok(orbax::Dtype::Bf16),
+        other => bail!("parameters are f32 or bf16, not {other:?}"),
+    }
+}
+
+fn dtype_from(dtype: orbax::Dtype) -> Result<DType> {
+    match dtype {
+        orbax::Dtype::F32 => Ok(DType::F32),
+        orbax::Dtype::Bf16 => Ok(DType::BF16),
+        other => bail!("parameters are f32 or bf16, not {}; load them with a cast", other.name()),
+    }
+}
