@@ -7,6 +7,7 @@
 //!   refused is refused.
 //! - `sample`: from an observation to actions, by Euler steps or token by token.
 //! - `device`: the one place that names a backend or decides a dtype.
+//! - `verify`: the proof: the model run on recorded inputs, every intermediate compared with what JAX recorded.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
 
 pub mod cache;
@@ -17,4 +18,6 @@ pub mod device;
 pub mod model;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "model")]
+pub mod verify;
 pub mod weights;
