@@ -21,13 +21,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use child::{Ground, Programs};
 use machine::Machine;
 use report::{Item, Outcome, Report, Verdict};
 use toolkit::Toolkit;
+use trial::{Timing, Weights};
 
 use crate::procedural::recording::MODELS;
 
@@ -66,10 +67,14 @@ pub(crate) struct Arguments {
     /// Checkpoint to sample from, as often as wanted [default: the weights of the golden sets]
     #[arg(long)]
     checkpoint: Vec<PathBuf>,
-    /// Sample from a full-size model with procedural weights, written on the spot (pi0: 12 GB), as often as wanted
+    /// Make a full-size checkpoint with procedural weights (pi0: 12 GB), verify the sets recorded with it and sample from
+    /// it; as often as wanted
     #[arg(long, value_parser = MODELS)]
     synthetic: Vec<String>,
-    /// Chunks to time for each checkpoint
+    /// Precision modes to sample in
+    #[arg(long, value_delimiter = ',', default_value = "f32,serve-bf16")]
+    dtype: Vec<String>,
+    /// Chunks to time for each checkpoint and mode
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Folder for report.json, report.md and logs [default: target/gpu]
@@ -257,10 +262,14 @@ fn try_out(trial: Trial, ground: &Ground, programs: &Programs, arguments: &Argum
     let device = arguments.device.as_str();
     Ok(match trial {
         Trial::Parity => trial::parity(ground, programs, device),
-        Trial::Verify => trial::verify(ground, programs, device, &trial::sets(ground.root)?),
+        Trial::Verify => {
+            let there = |weights: &Weights| checkpoint_of(weights, ground.logs, &arguments.synthetic);
+            trial::verify(ground, programs, device, &trial::sets(ground.root)?, there)
+        }
         Trial::Sample => {
             let checkpoints = checkpoints(ground, arguments)?;
-            trial::sample(ground, programs, device, &checkpoints, arguments.runs, &arguments.more)
+            let (dtypes, runs, more) = (&arguments.dtype, arguments.runs, &arguments.more);
+            trial::sample(ground, programs, device, &Timing { checkpoints: &checkpoints, dtypes, runs, more })
         }
     })
 }
@@ -269,29 +278,51 @@ fn try_out(trial: Trial, ground: &Ground, programs: &Programs, arguments: &Argum
 fn checkpoints(ground: &Ground, arguments: &Arguments) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for path in &arguments.checkpoint {
-        let Some(name) = path.file_name() else { bail!("{}: no name to report it by", path.display()) };
         // The program runs in the tree, not here.
         let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
-        found.push((name.to_string_lossy().into_owned(), path));
+        found.push(path);
     }
+    if found.is_empty() && arguments.synthetic.is_empty() {
+        found.extend(trial::sets(ground.root)?.into_iter().filter_map(|set| match set.weights {
+            Weights::Stored(path) => Some(path.canonicalize().unwrap_or(path)),
+            Weights::Procedural { .. } => None,
+        }));
+        found.sort();
+        found.dedup();
+    }
+    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let mut named: Vec<(String, PathBuf)> = found.into_iter().map(|path| (name(&path), path)).collect();
     for model in &arguments.synthetic {
-        found.push((format!("synthetic {model}"), synthetic(ground.logs, model)?));
+        named.push((format!("synthetic {model}"), synthetic(ground.logs, model, false)?));
     }
-    if found.is_empty() {
-        let sets = trial::sets(ground.root)?;
-        found.extend(sets.into_iter().map(|set| (set.name, set.weights)));
-    }
-    Ok(found)
+    Ok(named)
 }
 
-/// A full-size checkpoint with procedural weights; made once.
-fn synthetic(folder: &Path, model: &str) -> Result<PathBuf> {
-    let checkpoint = folder.join(format!("synthetic-{model}"));
+/// The path of a set's weights; small procedural ones are made here, full-size ones only if they were asked for.
+///
+/// # Errors
+/// There is none: the item says why.
+fn checkpoint_of(weights: &Weights, folder: &Path, wanted: &[String]) -> Result<PathBuf, Item> {
+    match weights {
+        Weights::Stored(path) => Ok(path.clone()),
+        Weights::Procedural { model, tiny } if *tiny || wanted.contains(model) => {
+            synthetic(folder, model, *tiny).map_err(|error| Item::failed(model, format!("{error:#}")))
+        }
+        Weights::Procedural { model, .. } => {
+            Err(Item::new(model, Verdict::Skipped, format!("needs a full-size checkpoint: add --synthetic {model}")))
+        }
+    }
+}
+
+/// A checkpoint with procedural weights; made once.
+fn synthetic(folder: &Path, model: &str, tiny: bool) -> Result<PathBuf> {
+    let checkpoint = folder.join(format!("synthetic-{}{model}", if tiny { "tiny-" } else { "" }));
     if !checkpoint.join("params").exists() {
         eprintln!("writing {}", checkpoint.display());
         let status = Command::new(std::env::current_exe().context("cannot find this program")?)
             .args(["synth", "--model", model, "--time-ns", "0", "--out"])
             .arg(&checkpoint)
+            .args(tiny.then_some("--tiny"))
             .status()
             .context("cannot start this program again")?;
         ensure!(status.success(), "the synthetic {model} could not be written");

@@ -93,8 +93,22 @@ fn a_rehearsal_on_the_cpu_takes_the_same_way_to_a_report() {
     assert_eq!(stages, ["probe", "build", "parity", "verify", "sample"]);
     assert_eq!(json["stages"][4]["items"][0]["chunks"]["p50_ms"], 1.5);
     let page = std::fs::read_to_string(output.join("report.md")).unwrap();
-    assert!(page.contains("| tiny | 1.50 | 2.50 | 1.50 | 2 |"), "{page}");
+    assert!(page.contains("| model.safetensors, f32 | 1.50 | 2.50 | 1.50 | 2 |"), "{page}");
     assert!(output.join("verify-tiny.out").exists());
+}
+
+#[test]
+fn full_size_weights_are_made_only_for_whom_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = Weights::Procedural { model: "pi0".into(), tiny: false };
+    let refused = checkpoint_of(&weights, folder.path(), &["pi05".into()]).unwrap_err();
+    assert_eq!((refused.verdict, refused.says.contains("--synthetic pi0")), (Verdict::Skipped, true));
+    // Made once: what is there is taken.
+    std::fs::create_dir_all(folder.path().join("synthetic-pi0/params")).unwrap();
+    let taken = checkpoint_of(&weights, folder.path(), &["pi0".into()]).unwrap();
+    assert_eq!(taken, folder.path().join("synthetic-pi0"));
+    let stored = checkpoint_of(&Weights::Stored("w".into()), folder.path(), &[]).unwrap();
+    assert_eq!(stored, Path::new("w"));
 }
 
 #[test]

@@ -18,8 +18,13 @@ const DEVICE_VARIABLE: &str = "PI0_TEST_DEVICE";
 const GOLDEN: &str = "golden";
 /// What makes a folder a golden set.
 const SET: &str = "set.toml";
-/// The key of a set's weights, a path relative to the set.
+/// The key of a set's weights: a path relative to the set, or a name of procedural weights behind this word.
 const WEIGHTS: &str = "weights";
+const PROCEDURAL: &str = "procedural:";
+/// How the names of small procedural weights begin.
+const TINY: &str = "tiny_";
+/// What `tests/parity.rs` reads the folder of the golden sets from: it may have been built in another place.
+const GOLDEN_VARIABLE: &str = "PI0_TEST_GOLDEN";
 /// The key of the milliseconds of each warm chunk in what `pi0 sample --json` prints.
 const CHUNK_MS: &str = "chunk_ms";
 
@@ -29,7 +34,29 @@ pub(super) struct Set {
     /// Its folder, relative to `golden/`.
     pub(super) name: String,
     pub(super) folder: PathBuf,
-    pub(super) weights: PathBuf,
+    pub(super) weights: Weights,
+}
+
+/// What a set was recorded with.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Weights {
+    /// A checkpoint in the tree.
+    Stored(PathBuf),
+    /// What `cargo xtask synth` writes for this model.
+    Procedural { model: String, tiny: bool },
+}
+
+impl Weights {
+    /// As a set's file names them.
+    fn named(text: &str, folder: &Path) -> Self {
+        match text.strip_prefix(PROCEDURAL) {
+            None => Self::Stored(folder.join(text)),
+            Some(name) => match name.strip_prefix(TINY) {
+                None => Self::Procedural { model: name.to_owned(), tiny: false },
+                Some(model) => Self::Procedural { model: model.to_owned(), tiny: true },
+            },
+        }
+    }
 }
 
 /// All sets below `golden/` that name weights, in order of their names.
@@ -54,7 +81,7 @@ pub(super) fn sets(root: &Path) -> Result<Vec<Set>> {
         let table: toml::Table = text.parse().with_context(|| format!("{} is no TOML", set.display()))?;
         if let Some(weights) = table.get(WEIGHTS).and_then(toml::Value::as_str) {
             let name = folder.strip_prefix(&golden).unwrap_or(&folder).display().to_string();
-            found.push(Set { name, weights: folder.join(weights), folder });
+            found.push(Set { name, weights: Weights::named(weights, &folder), folder });
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -65,6 +92,7 @@ pub(super) fn sets(root: &Path) -> Result<Vec<Set>> {
 pub(super) fn parity(ground: &Ground, programs: &Programs, device: &str) -> Vec<Item> {
     let mut environment = ground.environment.to_vec();
     environment.push((DEVICE_VARIABLE, device.into()));
+    environment.push((GOLDEN_VARIABLE, ground.root.join(GOLDEN).into()));
     let ground = Ground { environment: &environment, ..*ground };
     let name = "tests/parity.rs";
     vec![match ground.run("parity", &programs.parity, &[]) {
@@ -88,15 +116,25 @@ fn counted(name: &str, ended: &Ended) -> Item {
     Item::new(name, verdict, says)
 }
 
-/// Runs `pi0 verify` over every set.
-pub(super) fn verify(ground: &Ground, programs: &Programs, device: &str, sets: &[Set]) -> Vec<Item> {
+/// Runs `pi0 verify` over every set. `checkpoint` gives the path of a set's weights, or why there is none.
+pub(super) fn verify(
+    ground: &Ground,
+    programs: &Programs,
+    device: &str,
+    sets: &[Set],
+    mut checkpoint: impl FnMut(&Weights) -> Result<PathBuf, Item>,
+) -> Vec<Item> {
     if sets.is_empty() {
         let says = format!("no {SET} below {GOLDEN}/ names `{WEIGHTS}`");
         return vec![Item::new(format!("{GOLDEN}/"), Verdict::Skipped, says)];
     }
     let one = |set: &Set| {
+        let weights = match checkpoint(&set.weights) {
+            Ok(weights) => weights,
+            Err(item) => return Item { name: set.name.clone(), ..item },
+        };
         let mut arguments = words(&["verify", "--json", "--device", device]);
-        arguments.extend(["--checkpoint".into(), set.weights.clone().into()]);
+        arguments.extend(["--checkpoint".into(), weights.into()]);
         arguments.extend(["--golden".into(), set.folder.clone().into()]);
         match ground.run(&format!("verify-{}", file_name(&set.name)), &programs.pi0, &arguments) {
             Err(error) => Item::failed(&set.name, format!("{error:#}")),
@@ -117,29 +155,38 @@ fn verified(name: &str, ended: &Ended) -> Item {
     item
 }
 
-/// Times chunks of every checkpoint.
-pub(super) fn sample(
-    ground: &Ground,
-    programs: &Programs,
-    device: &str,
-    checkpoints: &[(String, PathBuf)],
-    runs: u32,
-    more: &[OsString],
-) -> Vec<Item> {
-    if checkpoints.is_empty() {
+/// What to time, and how.
+pub(super) struct Timing<'a> {
+    /// Checkpoints, each with its name in the report.
+    pub(super) checkpoints: &'a [(String, PathBuf)],
+    /// Precision modes, each tried with each checkpoint.
+    pub(super) dtypes: &'a [String],
+    /// Warm chunks of each.
+    pub(super) runs: u32,
+    /// More arguments for `pi0 sample`.
+    pub(super) more: &'a [OsString],
+}
+
+/// Times chunks of every checkpoint in every mode.
+pub(super) fn sample(ground: &Ground, programs: &Programs, device: &str, timing: &Timing) -> Vec<Item> {
+    if timing.checkpoints.is_empty() {
         let says = "no checkpoint: name one with --checkpoint, or make one with --synthetic pi0";
         return vec![Item::new("checkpoints", Verdict::Skipped, says)];
     }
-    let one = |(name, path): &(String, PathBuf)| {
-        let mut arguments = words(&["sample", "--json", "--device", device, "--random-observation", "--seed", "0"]);
-        arguments.extend(["--runs".into(), runs.to_string().into(), "--checkpoint".into(), path.into()]);
-        arguments.extend_from_slice(more);
-        match ground.run(&format!("sample-{}", file_name(name)), &programs.pi0, &arguments) {
+    let one = |name: &str, path: &Path, dtype: &str| {
+        let name = format!("{name}, {dtype}");
+        let mut arguments = words(&["sample", "--json", "--device", device, "--dtype", dtype]);
+        arguments.extend(words(&["--random-observation", "--seed", "0", "--runs", &timing.runs.to_string()]));
+        arguments.extend(["--checkpoint".into(), path.into()]);
+        arguments.extend_from_slice(timing.more);
+        match ground.run(&format!("sample-{}", file_name(&name)), &programs.pi0, &arguments) {
             Err(error) => Item::failed(name, format!("{error:#}")),
-            Ok(ended) => sampled(name, &ended),
+            Ok(ended) => sampled(&name, &ended),
         }
     };
-    checkpoints.iter().map(one).collect()
+    let all =
+        timing.checkpoints.iter().flat_map(|checkpoint| timing.dtypes.iter().map(move |dtype| (checkpoint, dtype)));
+    all.map(|((name, path), dtype)| one(name, path, dtype)).collect()
 }
 
 fn sampled(name: &str, ended: &Ended) -> Item {
@@ -200,14 +247,21 @@ mod tests {
     #[test]
     fn only_sets_that_name_their_weights_are_verified() {
         let root = tempfile::tempdir().unwrap();
-        for (folder, text) in [("b/f32", "weights = \"../w\"\n"), ("a", "weights = \"w\"\n"), ("convert", "x = 1\n")] {
+        for (folder, text) in [
+            ("b/f32", "weights = \"../w\"\n"),
+            ("a", "weights = \"procedural:tiny_pi0_fast\"\n"),
+            ("c", "weights = \"procedural:pi05\"\n"),
+            ("convert", "x = 1\n"),
+        ] {
             let folder = root.path().join("golden").join(folder);
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join("set.toml"), text).unwrap();
         }
         let found = sets(root.path()).unwrap();
-        assert_eq!(found.iter().map(|set| set.name.as_str()).collect::<Vec<_>>(), ["a", "b/f32"]);
-        assert_eq!(found[1].weights, root.path().join("golden/b/f32/../w"));
+        assert_eq!(found.iter().map(|set| set.name.as_str()).collect::<Vec<_>>(), ["a", "b/f32", "c"]);
+        assert_eq!(found[0].weights, Weights::Procedural { model: "pi0_fast".into(), tiny: true });
+        assert_eq!(found[1].weights, Weights::Stored(root.path().join("golden/b/f32/../w")));
+        assert_eq!(found[2].weights, Weights::Procedural { model: "pi05".into(), tiny: false });
         std::fs::write(root.path().join("golden/a/set.toml"), "weights =").unwrap();
         assert!(format!("{:#}", sets(root.path()).unwrap_err()).contains("is no TOML"));
     }
@@ -233,29 +287,41 @@ mod tests {
     #[test]
     fn verify_is_asked_for_every_set_and_its_exit_code_decides() {
         let text = "case \"$*\" in\n*one*) echo '{\"a\": 1}';;\n*two*) exit 1;;\n*) echo '{\"error\": \"no weights\"}'; exit 2;;\nesac";
-        let set = |name: &str| Set { name: name.into(), folder: name.into(), weights: "w".into() };
+        let weights = Weights::Procedural { model: "pi0".into(), tiny: false };
+        let set = |name: &str| Set { name: name.into(), folder: name.into(), weights: weights.clone() };
         let sets = [set("one"), set("two"), set("three")];
-        let items = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &sets));
+        let there = |_: &Weights| Ok(PathBuf::from("w"));
+        let items = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &sets, there));
         assert_eq!(
             items.iter().map(|item| item.verdict).collect::<Vec<_>>(),
             [Verdict::Passed, Verdict::Failed, Verdict::Failed]
         );
         assert_eq!(items[0].output, Some(serde_json::json!({"a": 1})));
         assert_eq!(items[2].says, "exit status: 2: no weights");
-        let none = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &[]));
+        let none = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &[], there));
         assert_eq!(none[0].verdict, Verdict::Skipped);
+        let absent = |_: &Weights| Err(Item::new("", Verdict::Skipped, "12 GB"));
+        let items = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &sets, absent));
+        assert_eq!((items[1].name.as_str(), items[1].says.as_str()), ("two", "12 GB"));
     }
 
     #[test]
     fn chunks_are_timed_and_a_sample_without_times_is_a_failure() {
         let checkpoints = [("tiny".to_owned(), PathBuf::from("w"))];
         let of = |text: &str| {
-            let more = words(&["--num-steps", "4"]);
-            tried(text, "", |ground, programs| sample(ground, programs, "cpu", &checkpoints, 3, &more)).remove(0)
+            let (more, dtypes) = (words(&["--num-steps", "4"]), ["f32".to_owned(), "serve-bf16".to_owned()]);
+            let timing = Timing { checkpoints: &checkpoints, dtypes: &dtypes, runs: 3, more: &more };
+            let mut items = tried(text, "", |ground, programs| sample(ground, programs, "cpu", &timing));
+            assert_eq!(
+                items.iter().map(|item| item.name.as_str()).collect::<Vec<_>>(),
+                ["tiny, f32", "tiny, serve-bf16"]
+            );
+            items.remove(0)
         };
-        let item =
-            of("test \"$*\" = 'sample --json --device cpu --random-observation --seed 0 --runs 3 --checkpoint w \
-                       --num-steps 4' || exit 9\necho '{\"chunk_ms\": [2.0, 1.0, 4.0]}'");
+        let item = of(
+            "test \"$*\" = 'sample --json --device cpu --dtype f32 --random-observation --seed 0 --runs 3 --checkpoint w \
+                       --num-steps 4' || exit 9\necho '{\"chunk_ms\": [2.0, 1.0, 4.0]}'",
+        );
         assert_eq!(item.says, "3 chunks: p50 2.00 ms, p99 4.00 ms");
         assert_eq!(of("echo '{\"chunk_ms\": [1, \"x\"]}'").verdict, Verdict::Failed);
         assert_eq!(of("echo '{}'").verdict, Verdict::Failed);
