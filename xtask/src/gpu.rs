@@ -37,22 +37,25 @@ const OUTPUT: &str = "target/gpu";
 
 /// What `--help` adds to the options.
 const GUIDE: &str = "\
-The machine needs an NVIDIA driver, and NVRTC and CUDA's headers: either the CUDA toolkit (CUDA_PATH, /usr/local/cuda,
-/opt/cuda, or where nvcc is), or four wheels in the environment of `python3`, with the driver's version of CUDA:
+The machine needs an NVIDIA driver, and NVRTC and CUDA's headers. These come with the CUDA toolkit
+(looked for in CUDA_PATH, /usr/local/cuda, /opt/cuda, and where nvcc is), or with four wheels in the
+environment of `python3`; take the driver's version of CUDA, here 13.0:
 
-  python3 -m pip install 'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' nvidia-cuda-cccl
+  python3 -m pip install 'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*' \\
+      'nvidia-cuda-crt==13.0.*' nvidia-cuda-cccl
 
-To run `pi0 --device cuda:0` yourself with the wheels, set both: CUDA_PATH=.../site-packages/nvidia/cu13 and
-LD_LIBRARY_PATH=$CUDA_PATH/lib. No LLVM, cuBLAS or cuDNN is needed. The build needs no GPU and no toolkit.
+To run `pi0 --device cuda:0` yourself with the wheels, set both
+CUDA_PATH=.../site-packages/nvidia/cu13 and LD_LIBRARY_PATH=$CUDA_PATH/lib.
+No LLVM, no cuBLAS, no cuDNN is needed; the build needs no GPU and no toolkit.
 
-A GPU machine without a network, or without Rust: build on another machine with the same architecture and a C library
-that is no newer, take this tree and the folder along, and run in the tree
+A GPU machine without a network, or without Rust: build on another machine with the same
+architecture and a C library that is no newer; take this tree and the folder along; run in the tree.
 
-  cargo xtask gpu --prepare FOLDER        # there: FOLDER/pi0, FOLDER/parity, FOLDER/xtask (strip and xz make them small)
-  FOLDER/xtask gpu --programs FOLDER      # here
+  cargo xtask gpu --prepare FOLDER     there; makes pi0, parity, xtask (strip and xz: 10 MB each)
+  FOLDER/xtask gpu --programs FOLDER   here
 
-The first run of a shape compiles and tunes its kernels, for seconds to minutes; CUBECL_AUTOTUNE_LEVEL=minimal tunes less.
-Exit codes: 0 all passed, 1 something failed, 2 could not.";
+The first run of a shape compiles and tunes its kernels, which takes seconds to minutes;
+CUBECL_AUTOTUNE_LEVEL=minimal tunes less. Exit codes: 0 all passed, 1 something failed, 2 could not.";
 
 /// Where, what, and how often.
 #[derive(clap::Args)]
