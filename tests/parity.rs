@@ -42,8 +42,9 @@ fn compared(path: &Path) -> Option<Vec<Line>> {
         activations: precision.activations(),
         lora_scale: 1.0,
         threads: 2,
+        digest: false,
     };
-    let pi = load(&opened, &how, &device, &Silent).unwrap_or_else(|e| panic!("{e:#}"));
+    let pi = load(&opened, &how, &device, &Silent).unwrap_or_else(|e| panic!("{e:#}")).pi;
     let recording = record(&pi, &set).unwrap_or_else(|e| panic!("{e:#}"));
     Some(compare(&set, &recording))
 }

@@ -8,6 +8,8 @@ mod fetch;
 pub mod inspect;
 pub mod output;
 mod raw;
+#[cfg(feature = "model")]
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,9 @@ pub enum Verb {
     Convert(Box<convert::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
+    /// Tell whether this build, device and checkpoint compute what JAX computes, and where they first depart
+    #[cfg(feature = "model")]
+    Verify(Box<verify::Args>),
 }
 
 /// An answer: done, or done and it is no.
@@ -53,6 +58,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Inspect(args) => {
             let mouth = Mouth::new(args.json);
             let result = inspect::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "model")]
+        Verb::Verify(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = verify::run(*args, &mouth);
             (mouth, result)
         }
     };
