@@ -2,6 +2,8 @@
 //!
 //! The rooms, in reading order:
 //! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
+//! - `kernels`: the operations that Burn's CPU backend is too slow at. Every path through them gives the
+//!   same result but for the order of sums.
 //! - `model`: the network, written once for pi0, pi0.5 and pi0-FAST. It knows no file, no clock, no chance.
 //! - [`weights`]: checkpoints opened, understood, converted, compared. Nothing is written before all that can be
 //!   refused is refused.
@@ -14,6 +16,8 @@ pub mod cache;
 pub mod cli;
 #[cfg(feature = "model")]
 pub mod device;
+#[cfg(feature = "model")]
+pub mod kernels;
 #[cfg(feature = "model")]
 pub mod model;
 #[cfg(feature = "model")]

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pi0_burn::device::{Precision, device};
+use pi0_burn::device::{Precision, device, packs};
 use pi0_burn::verify::compare::{Line, compare};
 use pi0_burn::verify::record::record;
 use pi0_burn::verify::set::Set;
@@ -19,7 +19,8 @@ impl pi0_burn::weights::convert::Progress for Silent {
 
 /// Sets whose weights are there; those of procedural weights are held by `cargo xtask golden`.
 fn sets() -> Vec<PathBuf> {
-    let golden = std::env::var("PI0_TEST_GOLDEN").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from);
+    let golden =
+        std::env::var("PI0_TEST_GOLDEN").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from);
     let mut sets: Vec<PathBuf> = std::fs::read_dir(golden)
         .expect("golden/ is there")
         .map(|entry| entry.expect("a folder can be listed").path())
@@ -42,6 +43,7 @@ fn compared(path: &Path) -> Option<Vec<Line>> {
         activations: precision.activations(),
         lora_scale: 1.0,
         threads: 2,
+        pack: packs(&device, precision),
         digest: false,
     };
     let pi = load(&opened, &how, &device, &Silent).unwrap_or_else(|e| panic!("{e:#}")).pi;

@@ -10,7 +10,7 @@ use super::Answer;
 use super::convert::default_threads;
 use super::fetch::resolve;
 use super::output::{Mouth, shape};
-use crate::device::{Precision, device};
+use crate::device::{Precision, device, packs};
 use crate::verify::against;
 use crate::verify::compare::{Line, compare};
 use crate::verify::record::{Recording, record};
@@ -38,7 +38,13 @@ Exit codes: 0 all within tolerance · 1 not (the first divergence is named) · 2
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: pi0 verify --help")]
 pub struct Args {
     /// Checkpoint: an Orbax folder or safetensors, in any scheme
-    #[arg(long, visible_alias = "checkpoint-dir", alias = "checkpoint_dir", value_name = "PATH", required_unless_present = "check")]
+    #[arg(
+        long,
+        visible_alias = "checkpoint-dir",
+        alias = "checkpoint_dir",
+        value_name = "PATH",
+        required_unless_present = "check"
+    )]
     pub checkpoint: Option<PathBuf>,
 
     /// Golden set: a folder with set.toml and io.safetensors
@@ -169,6 +175,7 @@ fn opened(args: &Args, path: &Path, precision: Precision, mouth: &Mouth) -> Resu
         activations: precision.activations(),
         lora_scale: args.lora_scale,
         threads: args.threads.unwrap_or_else(default_threads).max(1),
+        pack: packs(&device, precision),
         digest: true,
     };
     load(&opened, &how, &device, mouth)

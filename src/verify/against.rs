@@ -57,7 +57,10 @@ pub fn observed(pi: &Pi, seed: u64, tolerance: f64) -> Result<Set> {
     arrays.insert("in/tokenized_prompt_mask".into(), flags(&|row, t| row == 0 || t < PROMPT - PADDING));
     if fast {
         arrays.insert("in/token_ar_mask".into(), flags(&|_, t| t >= PROMPT / 2));
-        arrays.insert("in/token_loss_mask".into(), flags(&|row, t| t >= PROMPT / 2 && (row == 0 || t < PROMPT - PADDING)));
+        arrays.insert(
+            "in/token_loss_mask".into(),
+            flags(&|row, t| t >= PROMPT / 2 && (row == 0 || t < PROMPT - PADDING)),
+        );
         arrays.insert("infer/tokens".into(), Array::new(vec![ROWS, DECODED], vec![0.0; ROWS * DECODED]));
         arrays.insert("loss".into(), Array::new(vec![ROWS], vec![0.0; ROWS]));
     } else {

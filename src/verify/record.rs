@@ -55,9 +55,10 @@ pub fn array(data: &TensorData) -> Array {
 /// # Errors
 /// It has another number of axes.
 pub fn upload<const D: usize>(name: &str, array: &Array, device: &Device) -> Result<Tensor<D>> {
-    let shape: [usize; D] = array.shape.clone().try_into().map_err(|shape: Vec<usize>| {
-        anyhow::anyhow!("{name}: found {} axes {shape:?}, expected {D}", shape.len())
-    })?;
+    let shape: [usize; D] =
+        array.shape.clone().try_into().map_err(|shape: Vec<usize>| {
+            anyhow::anyhow!("{name}: found {} axes {shape:?}, expected {D}", shape.len())
+        })?;
     Ok(Tensor::from_data(TensorData::new(array.values.clone(), shape), (device, DType::F32)))
 }
 

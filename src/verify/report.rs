@@ -73,7 +73,11 @@ pub fn check_certificate(path: &Path) -> Result<serde_json::Value> {
         serde_json::from_str(&text).with_context(|| format!("{}: this is no certificate", path.display()))?;
     let found = hex(&Sha256::digest(serde_json::to_vec(&certificate.report)?));
     if found != certificate.sha256 {
-        bail!("{}: changed after it was stamped: its content hashes to {found}, the stamp is {}", path.display(), certificate.sha256);
+        bail!(
+            "{}: changed after it was stamped: its content hashes to {found}, the stamp is {}",
+            path.display(),
+            certificate.sha256
+        );
     }
     Ok(certificate.report)
 }

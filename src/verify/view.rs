@@ -67,12 +67,7 @@ fn stacked(steps: usize, recording: &Recording) -> Option<(String, Array)> {
     Some((format!("steps{steps}/00/v_t"), Array::new(shape, values)))
 }
 
-fn every(
-    base: &str,
-    step: usize,
-    golden: &BTreeMap<String, Array>,
-    recording: &Recording,
-) -> Option<(String, Array)> {
+fn every(base: &str, step: usize, golden: &BTreeMap<String, Array>, recording: &Recording) -> Option<(String, Array)> {
     if base == "embed_prefix/lang_tokens" {
         let whole = recording.arrays.get("embed_prefix/tokens")?;
         let words = golden.get("in/tokenized_prompt")?.shape.get(1).copied()?;

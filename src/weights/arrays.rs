@@ -35,8 +35,9 @@ pub fn read_arrays(path: &Path) -> Result<BTreeMap<String, Array>> {
     let mut arrays = BTreeMap::new();
     for (i, info) in file.arrays().iter().enumerate() {
         let bytes = orbax::read_array(&file, i)?;
-        let values = values(info.dtype, &bytes)
-            .with_context(|| format!("{}: {}: values of {} are not read", path.display(), info.name, info.dtype.name()))?;
+        let values = values(info.dtype, &bytes).with_context(|| {
+            format!("{}: {}: values of {} are not read", path.display(), info.name, info.dtype.name())
+        })?;
         let shape = info.shape.iter().map(|n| *n as usize).collect();
         arrays.insert(info.name.clone(), Array { shape, dtype: info.dtype.name().into(), values });
     }

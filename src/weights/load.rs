@@ -31,6 +31,8 @@ pub struct Load {
     pub lora_scale: f64,
     /// Threads that decode.
     pub threads: usize,
+    /// Should bf16 weights be rearranged for fast products? Only for inference on the CPU.
+    pub pack: bool,
     /// Should the parameters be hashed as well?
     pub digest: bool,
 }
@@ -134,7 +136,13 @@ pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progres
     }
     let digest = if how.digest { digest(&bytes, &pi) } else { String::new() };
     let pi = pi.map(&mut Fill { path: vec![], bytes, device: device.clone() });
+    let pi = if how.pack { packed(pi) } else { pi };
     Ok(Loaded { pi, digest })
+}
+
+fn packed(mut pi: Pi) -> Pi {
+    pi.pack();
+    pi
 }
 
 fn digest(bytes: &BTreeMap<String, (Vec<u8>, DType)>, pi: &Pi) -> String {

@@ -117,7 +117,9 @@ fn lacking(root: &Path, model: &str, dtype: Dtype, work: &Path) -> Result<Option
     let output = Command::new("df").args(["--output=avail", "-B1"]).arg(work).output();
     let free = output.ok().and_then(|o| String::from_utf8_lossy(&o.stdout).lines().last()?.trim().parse::<u64>().ok());
     match free {
-        Some(free) if free < bytes => Ok(Some(format!("it needs {} MiB of disk, {} are free", bytes >> 20, free >> 20))),
+        Some(free) if free < bytes => {
+            Ok(Some(format!("it needs {} MiB of disk, {} are free", bytes >> 20, free >> 20)))
+        }
         _ => Ok(None),
     }
 }
