@@ -53,7 +53,8 @@ fn gate(x: f32) -> f32 {
     let x = if x > 12.0 { 12.0 } else { x };
     let square = x * x;
     let factor = CUBIC.mul_add(square, LINEAR);
-    let factor_rest = CUBIC.mul_add(square, LINEAR - factor) + LINEAR_REST;
+    let square_rest = x.mul_add(x, -square);
+    let factor_rest = CUBIC.mul_add(square, LINEAR - factor) + CUBIC.mul_add(square_rest, LINEAR_REST);
     let twice = x * factor;
     let rest = x.mul_add(factor, -twice) + x * factor_rest;
     let e = exp(-twice);
