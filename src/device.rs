@@ -71,6 +71,11 @@ impl FromStr for Precision {
     }
 }
 
+/// Should weights be packed for inference? Where they are bf16 and the CPU has instructions that read them so.
+pub fn packs(device: &Device, precision: Precision) -> bool {
+    precision == Precision::ServeBf16 && *device == Device::flex() && crate::kernels::packs()
+}
+
 /// A device by name: `cpu`, `cuda:0`.
 ///
 /// # Errors

@@ -2,11 +2,14 @@
 //!
 //! The rooms, in reading order:
 //! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
+//! - `kernels`: the operations that Burn's CPU backend is too slow at. Every path through them gives the
+//!   same result but for the order of sums.
 //! - `model`: the network, written once for pi0, pi0.5 and pi0-FAST. It knows no file, no clock, no chance.
 //! - [`weights`]: checkpoints opened, understood, converted, compared. Nothing is written before all that can be
 //!   refused is refused.
 //! - `sample`: from an observation to actions, by Euler steps or token by token.
 //! - `device`: the one place that names a backend or decides a dtype.
+//! - `verify`: the proof: the model run on recorded inputs, every intermediate compared with what JAX recorded.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
 
 pub mod cache;
@@ -14,7 +17,11 @@ pub mod cli;
 #[cfg(feature = "model")]
 pub mod device;
 #[cfg(feature = "model")]
+pub mod kernels;
+#[cfg(feature = "model")]
 pub mod model;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "model")]
+pub mod verify;
 pub mod weights;

@@ -14,6 +14,8 @@ pub mod output;
 mod raw;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "model")]
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,9 @@ pub enum Verb {
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
+    /// Tell whether this build, device and checkpoint compute what JAX computes, and where they first depart
+    #[cfg(feature = "model")]
+    Verify(Box<verify::Args>),
 }
 
 /// An answer: done, or done and it is no.
@@ -68,6 +73,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Sample(args) => {
             let mouth = Mouth::new(args.json);
             let result = sample::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "model")]
+        Verb::Verify(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = verify::run(*args, &mouth);
             (mouth, result)
         }
     };

@@ -21,7 +21,7 @@ use super::convert::default_threads;
 use super::fetch::resolve;
 use super::observation::{self, Rows, Wanted};
 use super::output::Mouth;
-use crate::device::{Precision, device};
+use crate::device::{Precision, device, packs};
 use crate::model::Settings;
 use crate::model::fast::Next;
 use crate::model::settings::Head;
@@ -61,7 +61,7 @@ npz and safetensors have the same keys, joined by `/`. pi0-FAST's cameras are ba
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: pi0 sample --help")]
 pub struct Args {
     /// Checkpoint: an Orbax folder (params, a step, an experiment), safetensors, an npz, or gs:// in openpi's cache
-    #[arg(long, aliases = ["checkpoint-dir", "checkpoint_dir"], value_name = "PATH")]
+    #[arg(long, visible_alias = "checkpoint-dir", alias = "checkpoint_dir", value_name = "PATH")]
     pub checkpoint: PathBuf,
 
     /// Naming scheme of the checkpoint; detected from its names
@@ -134,7 +134,7 @@ pub struct Args {
     pub threads: Option<u16>,
 
     /// Sample so often, for the times; the actions are the same
-    #[arg(long, default_value = "1", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, alias = "runs", default_value = "1", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
 
     /// File for the actions: .json, .npy or .safetensors
@@ -216,8 +216,10 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         activations: args.dtype.activations(),
         lora_scale: 1.0,
         threads: args.threads.map_or_else(default_threads, usize::from),
+        pack: packs(&device, args.dtype),
+        digest: false,
     };
-    let pi = load::load(&opened, &how, &device, mouth)?;
+    let pi = load::load(&opened, &how, &device, mouth)?.pi;
     device.sync()?;
     let load_ms = runs::ms(began);
 

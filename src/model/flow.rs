@@ -20,6 +20,8 @@ use super::time::posemb_sincos;
 pub struct Condition {
     /// `[times, W]`, f32: sines and cosines.
     pub embedding: Tensor<2>,
+    /// pi0.5: `[times, W]`, f32, what the norms are modulated by.
+    pub adarms_cond: Option<Tensor<2>>,
     /// pi0.5: scale, shift and gate of every norm of the action expert.
     pub modulations: Option<Modulations>,
 }
@@ -29,6 +31,7 @@ impl Condition {
     pub fn row(&self, row: usize) -> Self {
         Condition {
             embedding: self.embedding.clone().narrow(0, row, 1),
+            adarms_cond: self.adarms_cond.as_ref().map(|x| x.clone().narrow(0, row, 1)),
             modulations: self.modulations.as_ref().map(|m| m.row(row)),
         }
     }
@@ -74,13 +77,15 @@ impl Pi {
         let width = self.settings().experts[1].width;
         let embedding = posemb_sincos(times, width, &self.device());
         taps.note(format_args!("posemb_sincos"), &embedding);
-        let modulations = self.time_mlp_in.as_ref().and_then(|mlp_in| {
+        let adarms_cond = self.time_mlp_in.as_ref().map(|mlp_in| {
             let x = activation::silu(mlp_in.promoted(embedding.clone()));
-            let x = activation::silu(need(&self.time_mlp_out).promoted(x));
-            taps.note(format_args!("embed_suffix/adarms_cond"), &x);
-            self.llm.modulate(1, x, self.activations())
+            activation::silu(need(&self.time_mlp_out).promoted(x))
         });
-        Condition { embedding, modulations }
+        if let Some(x) = &adarms_cond {
+            taps.note(format_args!("embed_suffix/adarms_cond"), x);
+        }
+        let modulations = adarms_cond.clone().and_then(|x| self.llm.modulate(1, x, self.activations()));
+        Condition { embedding, adarms_cond, modulations }
     }
 
     /// State `[B, A]` and noisy actions `x_t [B, horizon, A]` as tokens. `condition` has a row for each of B, or one.

@@ -7,13 +7,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
-use super::attention::attend;
 use super::cache::Cache;
-use super::geglu;
 use super::linear::{FromHeads, IntoHeads, Linear, param, wider};
 use super::norm::{Modulation, RmsNorm};
 use super::rope::Rope;
 use super::settings;
+use crate::kernels;
 
 /// The language model and the action expert.
 #[derive(Module, Debug)]
@@ -118,6 +117,17 @@ impl Language {
         }
     }
 
+    /// Makes the weights ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        for x in self.blocks.iter_mut().flat_map(|b| &mut b.experts) {
+            [&mut x.q, &mut x.k, &mut x.v].into_iter().for_each(IntoHeads::pack);
+            x.o.pack();
+            [&mut x.gate, &mut x.up, &mut x.down].into_iter().for_each(Linear::pack);
+            [&mut x.norm1, &mut x.norm2].into_iter().for_each(RmsNorm::pack);
+        }
+        self.norms.iter_mut().for_each(RmsNorm::pack);
+    }
+
     /// What `condition [B, W]` (of expert `e`) makes of that expert's norms, in `dtype`. `None` where they are learned.
     pub fn modulate(&self, e: usize, condition: Tensor<2>, dtype: DType) -> Option<Modulations> {
         let condition = condition.cast(dtype);
@@ -212,7 +222,7 @@ impl Expert {
 
     /// `gelu(x gate) * (x up)`, then down.
     fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(geglu(self.gate.forward(x.clone()), self.up.forward(x)))
+        self.down.wide(kernels::geglu(self.gate.forward(x.clone()), self.up.forward(x)))
     }
 }
 
@@ -235,14 +245,14 @@ impl Block {
             let expert = &self.experts[e];
             let x = expert.norm1.forward(x.clone(), modulation(e).map(|m| &m[0]));
             if !only_cache {
-                q.push(expert.q.forward(x.clone()));
+                q.push(expert.q.forward(x.clone(), true));
             }
-            k.push(expert.k.forward(x.clone()));
-            v.push(expert.v.forward(x));
+            k.push(expert.k.forward(x.clone(), true));
+            v.push(expert.v.forward(x, false));
         }
         let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
         let dtype = v.dtype();
-        let k = at.rope.apply(k).cast(dtype);
+        let k = at.rope.apply(k, dtype);
         let (k, v) = match cached {
             Some((ck, cv)) => (Tensor::cat(vec![ck.clone(), k], 1), Tensor::cat(vec![cv.clone(), v], 1)),
             None => (k, v),
@@ -253,10 +263,9 @@ impl Block {
         }
         let q = Tensor::cat(q, 1);
         let scale = (q.dims()[3] as f64).powf(-0.5);
-        let q = at.rope.apply(q);
-        let q = if at.query_f32 { q } else { q.cast(dtype) }.mul_scalar(scale);
+        let q = at.rope.apply(q, if at.query_f32 { DType::F32 } else { dtype }).mul_scalar(scale);
         let (k, v) = (unused(k, at.unused_keys), unused(v, at.unused_keys));
-        let y = attend(q, k, v, at.mask.as_ref());
+        let y = kernels::attention(q, k, v, at.mask.clone());
         let mut first = 0;
         let finish = |(e, x): (usize, Option<Tensor<3>>)| {
             let x = x?;
@@ -272,11 +281,19 @@ impl Block {
     }
 }
 
-/// `x + y`, or `x + y * gate`.
+/// `x + y`, or `x + y * gate`, in the dtype of `x`: `y` comes unrounded where the device can give it so.
 fn gated(x: Tensor<3>, y: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
+    let dtype = x.dtype();
     match modulation {
-        Some(m) => x + y * m.gate.clone(),
-        None => x + y,
+        _ if y.dtype() != dtype => {
+            let y = match modulation {
+                Some(m) => y * m.gate.clone().cast(DType::F32),
+                None => y,
+            };
+            (x.cast(DType::F32) + y).cast(dtype)
+        }
+        Some(m) => kernels::add_gated(x, y, m.gate.clone()),
+        None => kernels::add(x, y),
     }
 }
 

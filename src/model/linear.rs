@@ -7,6 +7,8 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::kernels;
+
 /// A parameter that is not there yet: it takes no memory until weights are loaded into it.
 pub(crate) fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     let zeros = move |device: &Device, grad| Tensor::zeros(shape, (device, DType::F32)).set_require_grad(grad);
@@ -27,6 +29,28 @@ fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     x.reshape([rows, inputs]).matmul(weight).reshape(shape)
 }
 
+/// A weight whose content was rearranged for the CPU's matrix instructions: its shape before that.
+type Packed = Option<[usize; 2]>;
+
+/// `x weight` in the dtype of `x`; summed in f32 and, with `wide`, left so where the device can.
+fn times<const D: usize>(x: Tensor<D>, weight: &Param<Tensor<2>>, packed: Packed, wide: bool) -> Tensor<D> {
+    let dtype = x.dtype();
+    let out = if wide { DType::F32 } else { dtype };
+    match packed {
+        Some([k, n]) => kernels::linear_packed(x, weight.val(), k, n, out),
+        None => product(x, weight.val().cast(dtype)).cast(out),
+    }
+}
+
+/// Rearranges a bf16 weight for products on the CPU. Only for inference: what is packed is not trained.
+fn pack(weight: &mut Param<Tensor<2>>, packed: &mut Packed) {
+    if packed.is_none() && weight.val().dtype() == DType::BF16 {
+        *packed = Some(weight.val().dims());
+        // The weight is let go before its successor is there for good: never two models in memory.
+        *weight = Param::initialized(weight.id, kernels::pack(weight.val()));
+    }
+}
+
 /// `y = x weight + bias`, perhaps with a low-rank pair.
 #[derive(Module, Debug)]
 pub struct Linear {
@@ -38,6 +62,8 @@ pub struct Linear {
     pub lora_a: Option<Param<Tensor<2>>>,
     /// `[R, out]`.
     pub lora_b: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    packed: Packed,
 }
 
 impl Linear {
@@ -48,6 +74,7 @@ impl Linear {
             bias: None,
             lora_a: (rank > 0).then(|| param([inputs, rank], device)),
             lora_b: (rank > 0).then(|| param([rank, outputs], device)),
+            packed: None,
         }
     }
 
@@ -58,15 +85,29 @@ impl Linear {
 
     /// `x [.., in]` to `[.., out]`, in the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.run(x, false)
+    }
+
+    /// The same, not yet rounded where the device can: for what is added to or multiplied by something else at once.
+    pub fn wide<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.run(x, true)
+    }
+
+    fn run<const D: usize>(&self, x: Tensor<D>, wide: bool) -> Tensor<D> {
         let dtype = x.dtype();
-        let mut y = product(x.clone(), self.weight.val().cast(dtype));
+        let mut y = times(x.clone(), &self.weight, self.packed, wide);
         if let (Some(a), Some(b)) = (&self.lora_a, &self.lora_b) {
-            y = y + product(product(x, a.val().cast(dtype)), b.val().cast(dtype));
+            y = y.clone() + product(product(x, a.val().cast(dtype)), b.val().cast(dtype)).cast(y.dtype());
         }
         match &self.bias {
-            Some(bias) => y + bias.val().cast(dtype).unsqueeze(),
+            Some(bias) => y.clone() + bias.val().cast(y.dtype()).unsqueeze(),
             None => y,
         }
+    }
+
+    /// Makes the weight ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        pack(&mut self.weight, &mut self.packed);
     }
 
     /// The same in the wider dtype of `x` and the weight.
@@ -87,6 +128,8 @@ pub struct IntoHeads {
     pub lora_b: Option<Param<Tensor<3>>>,
     heads: usize,
     scale: f64,
+    #[module(skip)]
+    packed: Packed,
 }
 
 impl IntoHeads {
@@ -98,13 +141,14 @@ impl IntoHeads {
             lora_b: (rank > 0).then(|| param([heads, rank, head_size], device)),
             heads,
             scale,
+            packed: None,
         }
     }
 
-    /// `x [B, T, W]` to `[B, T, N, H]`, in the dtype of `x`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<4> {
+    /// `x [B, T, W]` to `[B, T, N, H]`, in the dtype of `x`; with `wide` not yet rounded where the device can.
+    pub fn forward(&self, x: Tensor<3>, wide: bool) -> Tensor<4> {
         let (dtype, [b, t, w], n) = (x.dtype(), x.dims(), self.heads);
-        let y = product(x.clone(), self.weight.val().cast(dtype));
+        let y = times(x.clone(), &self.weight, self.packed, wide);
         let h = y.dims()[2] / n;
         let y = y.reshape([b, t, n, h]);
         let (Some(lora_a), Some(lora_b)) = (&self.lora_a, &self.lora_b) else { return y };
@@ -112,7 +156,12 @@ impl IntoHeads {
         let x = x.reshape([1, b * t, w]).expand([n, b * t, w]);
         let delta = x.matmul(lora_a.val().cast(dtype)).matmul(lora_b.val().cast(dtype));
         let delta = delta.reshape([n, b, t, h]).permute([1, 2, 0, 3]);
-        y + delta.mul_scalar(self.scale)
+        y.clone() + delta.mul_scalar(self.scale).cast(y.dtype())
+    }
+
+    /// Makes the weight ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        pack(&mut self.weight, &mut self.packed);
     }
 }
 
@@ -126,6 +175,8 @@ pub struct FromHeads {
     /// `[N, R, W]`.
     pub lora_b: Option<Param<Tensor<3>>>,
     scale: f64,
+    #[module(skip)]
+    packed: Packed,
 }
 
 impl FromHeads {
@@ -136,20 +187,26 @@ impl FromHeads {
             lora_a: (rank > 0).then(|| param([heads, head_size, rank], device)),
             lora_b: (rank > 0).then(|| param([heads, rank, width], device)),
             scale,
+            packed: None,
         }
     }
 
-    /// `x [B, T, N, H]` to `[B, T, W]`, in the dtype of `x`.
+    /// `x [B, T, N, H]` to `[B, T, W]`, not yet rounded to the dtype of `x` where the device can.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         let (dtype, [b, t, n, h]) = (x.dtype(), x.dims());
         let x = x.reshape([b, t, n * h]);
-        let y = product(x.clone(), self.weight.val().cast(dtype));
+        let y = times(x.clone(), &self.weight, self.packed, true);
         let (Some(lora_a), Some(lora_b)) = (&self.lora_a, &self.lora_b) else { return y };
         // btnh,nhr->btr and btr,nrw->btw: openpi's einsum sums over the heads in both factors.
         let a = lora_a.val().cast(dtype);
         let rank = a.dims()[2];
         let b = lora_b.val().cast(dtype).sum_dim(0).squeeze_dim::<2>(0);
         let delta = product(product(x, a.reshape([n * h, rank])), b);
-        y + delta.mul_scalar(self.scale)
+        y.clone() + delta.mul_scalar(self.scale).cast(y.dtype())
+    }
+
+    /// Makes the weight ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        pack(&mut self.weight, &mut self.packed);
     }
 }

@@ -1,7 +1,7 @@
 //! The network, written once for pi0, pi0.5 and pi0-FAST.
 //!
 //! Modules in reading order: [`settings`] (what a model is made of), [`observation`] (what it sees), [`vision`] and
-//! [`language`] (SigLIP and Gemma), made of [`linear`], [`norm`], [`attention`], [`rope`], [`mask`], [`cache`],
+//! [`language`] (SigLIP and Gemma), made of [`linear`], [`norm`], [`rope`], [`mask`], [`cache`],
 //! [`time`]; [`pi`] (the whole), [`flow`] and [`fast`] (what it is asked to do), [`tap`] (what can be heard of it).
 //!
 //! Letters, everywhere: B batch, T query, S key, N heads, K kv heads, H head size, W width, F hidden, L layer, E expert,
@@ -10,7 +10,6 @@
 //! Invariants: no file, clock or random source is known here; noise and time are arguments. The dtype of activations is
 //! the model's; a weight of another dtype is cast where it is used.
 
-pub mod attention;
 pub mod cache;
 pub mod fast;
 pub mod flow;
@@ -26,19 +25,6 @@ pub mod tap;
 pub mod time;
 pub mod vision;
 
-use burn::tensor::{DType, Tensor, activation};
-
 pub use pi::{Padding, Pi, Prefix};
 pub use settings::Settings;
 pub use tap::Taps;
-
-/// The tanh form, in f32, rounded once.
-pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let dtype = x.dtype();
-    activation::gelu_approximate(x.cast(DType::F32)).cast(dtype)
-}
-
-/// `gelu(gate) * up`.
-pub(crate) fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    gelu(gate) * up
-}

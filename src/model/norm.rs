@@ -4,11 +4,10 @@
 //! Sources: openpi 15a9616, models/gemma.py (`RMSNorm`), models/siglip.py (flax `LayerNorm`).
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::linear::{Linear, param};
-
-const EPSILON: f64 = 1e-6;
+use crate::kernels;
 
 /// `(x - mean) / sqrt(var + eps) * gamma + beta`.
 #[derive(Module, Debug)]
@@ -27,13 +26,7 @@ impl LayerNorm {
 
     /// Over the last axis of `x [B, T, D]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let mean = x.clone().mean_dim(2);
-        // The fast form of the variance, as flax takes it; rounding may bring it below zero.
-        let variance = (x.clone().square().mean_dim(2) - mean.clone().square()).clamp_min(0.0);
-        let scale = (variance + EPSILON).sqrt().recip() * self.gamma.val().cast(DType::F32).unsqueeze();
-        ((x - mean) * scale + self.beta.val().cast(DType::F32).unsqueeze()).cast(dtype)
+        kernels::layer_norm(x, self.gamma.val(), self.beta.val())
     }
 }
 
@@ -74,6 +67,13 @@ impl RmsNorm {
         }
     }
 
+    /// Makes the weights ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        if let Some(ada) = &mut self.ada {
+            ada.pack();
+        }
+    }
+
     /// What `condition [B, W]`, in the activations' dtype, makes of this norm. `None` where the scale is learned.
     pub fn modulate(&self, condition: &Tensor<2>) -> Option<Modulation> {
         let all = self.ada.as_ref()?.forward(condition.clone()).unsqueeze_dim::<3>(1);
@@ -84,15 +84,10 @@ impl RmsNorm {
 
     /// Over the last axis of `x [B, T, W]`. An adaptive norm needs its modulation.
     pub fn forward(&self, x: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let normed = x.clone() * (x.square().mean_dim(2) + EPSILON).sqrt().recip();
-        let normed = match (&self.scale, modulation) {
-            // One is added in the scale's own dtype.
-            (Some(scale), _) => normed * (scale.val() + 1.0).cast(DType::F32).unsqueeze(),
-            (None, Some(m)) => normed * (m.scale.clone() + 1.0).cast(DType::F32) + m.shift.clone().cast(DType::F32),
-            (None, None) => normed,
-        };
-        normed.cast(dtype)
+        match (&self.scale, modulation) {
+            (Some(scale), _) => kernels::rms_norm(x, scale.val()),
+            (None, Some(m)) => kernels::rms_norm_modulated(x, m.scale.clone(), m.shift.clone()),
+            (None, None) => unreachable!("an adaptive norm runs with what modulates it"),
+        }
     }
 }

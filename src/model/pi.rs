@@ -99,6 +99,13 @@ impl Pi {
         self.img.pos.device()
     }
 
+    /// Rearranges the bf16 weights of both towers for the CPU's matrix instructions, one at a time. For inference: packed
+    /// weights are constants, and no longer in the order in which a file has them.
+    pub fn pack(&mut self) {
+        self.img.pack();
+        self.llm.pack();
+    }
+
     /// Canonical name and shape of every parameter, in the module's order. Initialises none.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         struct Names {

@@ -6,6 +6,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::mask::Positions;
+use crate::kernels;
 
 const MAX_WAVELENGTH: f64 = 10_000.0;
 
@@ -32,14 +33,8 @@ impl Rope {
         Rope { sin: table(f64::sin), cos: table(f64::cos) }
     }
 
-    /// Rotates `x [B, T, N, H]`; the result is f32.
-    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let x = x.cast(DType::F32);
-        let (sin, cos) = (self.sin.clone().unsqueeze_dim::<4>(2), self.cos.clone().unsqueeze_dim::<4>(2));
-        let (x1, x2) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let first = x1.clone() * cos.clone() - x2.clone() * sin.clone();
-        let second = x2 * cos + x1 * sin;
-        Tensor::cat(vec![first, second], 3)
+    /// Rotates `x [B, T, N, H]` in f32; the result is rounded to `dtype`.
+    pub fn apply(&self, x: Tensor<4>, dtype: DType) -> Tensor<4> {
+        kernels::rope(x, self.sin.clone(), self.cos.clone(), dtype)
     }
 }

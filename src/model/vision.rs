@@ -6,12 +6,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::attention::attend_all;
-use super::gelu;
 use super::linear::{Linear, param};
 use super::norm::LayerNorm;
 use super::settings;
 use super::tap::Taps;
+use crate::kernels;
 
 /// The tower and the projection to the language model's width.
 #[derive(Module, Debug)]
@@ -112,6 +111,18 @@ impl Vision {
     }
 }
 
+impl Vision {
+    /// Makes the weights ready for fast products on the CPU.
+    pub(crate) fn pack(&mut self) {
+        for Block { attn, mlp, .. } in &mut self.blocks {
+            [&mut attn.q, &mut attn.k, &mut attn.v, &mut attn.o, &mut mlp.up, &mut mlp.down]
+                .into_iter()
+                .for_each(Linear::pack);
+        }
+        self.head.pack();
+    }
+}
+
 impl Patch {
     /// `[B, rows P, cols P, 3]` to `[B, rows, cols, D]`, in f32.
     fn forward(&self, image: Tensor<4>) -> Tensor<4> {
@@ -131,11 +142,11 @@ impl Block {
     fn forward(&self, x: Tensor<3>, l: usize, taps: &mut Taps<'_>) -> Tensor<3> {
         let y = self.attn.forward(self.norm1.forward(x.clone()));
         taps.note(format_args!("block{l:02}/sa"), &y);
-        let x = x + y;
+        let x = kernels::add(x, y);
         taps.note(format_args!("block{l:02}/+sa"), &x);
         let y = self.mlp.forward(self.norm2.forward(x.clone()));
         taps.note(format_args!("block{l:02}/mlp"), &y);
-        let x = x + y;
+        let x = kernels::add(x, y);
         taps.note(format_args!("block{l:02}/+mlp"), &x);
         x
     }
@@ -150,13 +161,13 @@ impl Attention {
         // The divisor is rounded to the compute dtype first: 8.5 in bf16 for heads of 72.
         let root = ((d / self.heads) as f32).sqrt();
         let root = if q.dtype() == DType::BF16 { half::bf16::from_f32(root).to_f32() } else { root };
-        let y = attend_all(q.div_scalar(root), k, v);
+        let y = kernels::attention_in_dtype(q.div_scalar(root), k, v);
         self.o.forward(y.reshape([b, t, d]))
     }
 }
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(gelu(self.up.forward(x)))
+        self.down.forward(kernels::gelu_tanh(self.up.forward(x)))
     }
 }

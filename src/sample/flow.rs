@@ -15,6 +15,7 @@ use crate::model::{Padding, Pi, Taps};
 #[derive(Debug, Clone)]
 pub struct Steps {
     times: Vec<f32>,
+    dt: f32,
     conditions: Vec<Condition>,
 }
 
@@ -28,7 +29,7 @@ impl Steps {
             time += dt;
         }
         let all = pi.condition(&times, &mut Taps::off());
-        Steps { conditions: (0..times.len()).map(|i| all.row(i)).collect(), times }
+        Steps { conditions: (0..times.len()).map(|i| all.row(i)).collect(), times, dt }
     }
 
     /// The time at which each step begins.
@@ -46,16 +47,18 @@ impl Steps {
         taps: &mut Taps<'_>,
     ) -> Tensor<3> {
         let horizon = noise.dims()[1];
-        let dt = -1.0 / self.times.len() as f32;
         let (mut x_t, mut at) = (noise, None);
         for condition in &self.conditions {
             let suffix = pi.embed_suffix(state, x_t.clone(), condition, &mut Taps::off());
             taps.note(format_args!("step/embed_suffix"), &suffix.tokens);
+            if let Some(x) = &condition.adarms_cond {
+                taps.note(format_args!("step/adarms_cond"), x);
+            }
             let at = at.get_or_insert_with(|| pi.attend_suffix(context, &suffix));
             let v_t = pi.velocity_after(context, at, suffix, condition, horizon, taps);
             taps.note(format_args!("step/v_t"), &v_t);
             // A velocity in bf16 rounds dt to bf16, but not the product.
-            let dt = if v_t.dtype() == DType::BF16 { bf16::from_f32(dt).to_f32() } else { dt };
+            let dt = if v_t.dtype() == DType::BF16 { bf16::from_f32(self.dt).to_f32() } else { self.dt };
             x_t = x_t + v_t.cast(DType::F32).mul_scalar(dt);
         }
         x_t

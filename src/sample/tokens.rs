@@ -59,6 +59,7 @@ pub fn sample_tokens(
     let rows = decoding.logits.dims()[0];
     let mut out: Vec<Tokens> = vec![vec![]; rows];
     for step in 0..limits.max_decoding_steps {
+        taps.note(format_args!("infer/step_logits"), &decoding.logits);
         let tokens = choose(&decoding, &mut choice);
         let ended = |row: &Tokens| row.last() == Some(&END);
         let over: Vec<bool> = out.iter().map(|row| limits.stop == Stop::EachRow && ended(row)).collect();

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use remap::{Map, Memory, Mover, Options, Plan};
+use sha2::{Digest, Sha256};
 
 use super::anatomy::Anatomy;
 use super::convert::Progress;
@@ -30,6 +31,20 @@ pub struct Load {
     pub lora_scale: f64,
     /// Threads that decode.
     pub threads: usize,
+    /// Should bf16 weights be rearranged for fast products? Only for inference on the CPU.
+    pub pack: bool,
+    /// Should the parameters be hashed as well?
+    pub digest: bool,
+}
+
+/// A model with its weights.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub pi: Pi,
+    /// SHA-256 over canonical name, dtype, shape and bytes of every parameter as loaded, in the order of names: the same
+    /// for a checkpoint and all its conversions. Empty where nobody asked.
+    pub digest: String,
 }
 
 /// Settings of the model that these tensors are.
@@ -92,7 +107,7 @@ pub fn settings(anatomy: &Anatomy, lora_scale: f64) -> Result<Settings> {
 ///
 /// # Errors
 /// All that is missing, unknown, doubled or mis-shaped, together; what the medium says.
-pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progress) -> Result<Pi> {
+pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progress) -> Result<Loaded> {
     let map = Map::pi0();
     let from = opened.scheme(&map, how.from.as_deref())?;
     let burn = map.scheme("burn").context("the map has a scheme burn")?;
@@ -119,7 +134,25 @@ pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progres
         let data = slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         bytes.insert(output.tensor.name.clone(), (data, dtype_from(output.tensor.dtype)?));
     }
-    Ok(pi.map(&mut Fill { path: vec![], bytes, device: device.clone() }))
+    let digest = if how.digest { digest(&bytes, &pi) } else { String::new() };
+    let pi = pi.map(&mut Fill { path: vec![], bytes, device: device.clone() });
+    let pi = if how.pack { packed(pi) } else { pi };
+    Ok(Loaded { pi, digest })
+}
+
+fn packed(mut pi: Pi) -> Pi {
+    pi.pack();
+    pi
+}
+
+fn digest(bytes: &BTreeMap<String, (Vec<u8>, DType)>, pi: &Pi) -> String {
+    let shapes: BTreeMap<String, Vec<usize>> = pi.parameters().into_iter().collect();
+    let mut hash = Sha256::new();
+    for (name, (data, dtype)) in bytes {
+        hash.update(format!("{name} {dtype:?} {:?}\n", shapes.get(name)));
+        hash.update(data);
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Every parameter of the model is an output of the plan in the same shape, and the other way round.

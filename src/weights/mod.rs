@@ -2,6 +2,7 @@
 //! that touches weight files; only `load` knows Burn.
 
 pub mod anatomy;
+pub mod arrays;
 pub mod companions;
 pub mod convert;
 mod decide;

@@ -8,7 +8,7 @@
 //! - [`process`]: wall time, CPU time and peak memory of a child
 
 mod floor;
-mod process;
+pub(crate) mod process;
 
 use std::ffi::OsString;
 use std::io::Read;

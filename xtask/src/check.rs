@@ -50,6 +50,13 @@ const DOCUMENT: Step = Step {
     environment: &[("RUSTDOCFLAGS", "-D warnings")],
     hint: "rustdoc's findings are above",
 };
+/// Code that only a GPU can run is at least compiled and linted; it needs no GPU and no toolkit.
+const LINT_CUDA: Step = Step {
+    what: "lints of the CUDA build",
+    cargo: &["clippy", "--package", "pi0-burn", "--features", "cuda", "--all-targets", "--", "-D", "warnings"],
+    environment: &[],
+    hint: "the findings are above; vendor/cubecl-llvm says what stands in for what",
+};
 
 /// Runs every step in `root`; false at the first that fails.
 pub(crate) fn run(root: &Path) -> Result<bool> {
@@ -70,7 +77,8 @@ fn steps(root: &Path, tally: &mut Tally) -> Result<bool> {
         && cargo(root, &FORMAT, None)?
         && cargo(root, &LINT, None)?
         && house_rules(root)?
-        && cargo(root, &DOCUMENT, None)?)
+        && cargo(root, &DOCUMENT, None)?
+        && cargo(root, &LINT_CUDA, None)?)
 }
 
 fn house_rules(root: &Path) -> Result<bool> {
@@ -117,15 +125,15 @@ fn cargo(root: &Path, step: &Step, tally: Option<&mut Tally>) -> Result<bool> {
 
 /// The sum of the test runner's closing lines.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     lines: Vec<String>,
-    passed: u64,
-    failed: u64,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Tally {
     /// Takes in a line such as `test result: ok. 12 passed; 0 failed; 0 ignored; …`; any other line is nothing to it.
-    fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         let Some(counts) = line.trim().strip_prefix("test result: ") else { return };
         let count = |what: &str| {
             let words: Vec<&str> = counts.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();

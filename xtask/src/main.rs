@@ -4,12 +4,16 @@
 //! - [`tidy`]: the house rules that a machine can hold: arrows between rooms, sizes, names, heads, tours
 //! - [`synth`]: full-size checkpoints with weights that any language can regenerate bit for bit
 //! - [`mod@bench`]: what a verb costs, beside what the machine itself needs for the same bytes
+//! - [`golden`]: the model verified on procedural weights, tiny ones and those of the published size
+//! - [`gpu`]: a GPU probed, tested, verified and timed in one command
 //!
 //! Invariant: nothing here is shipped; no room depends on this one.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod check;
+mod golden;
+mod gpu;
 mod parallel;
 mod procedural;
 mod synth;
@@ -37,15 +41,23 @@ enum Verb {
     Synth(synth::Arguments),
     /// Measure a verb against the machine's own floor
     Bench(bench::Arguments),
+    /// Make procedural weights and verify the model on them: tiny ones, or with --full the published size
+    Golden(golden::Arguments),
+    /// Probe, test, verify and time a GPU, and write a report
+    Gpu(gpu::Arguments),
 }
 
 fn main() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    // A program that was taken to another machine runs in the tree that was taken along.
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|root| root.join("Cargo.toml").exists());
+    let root = built_in.unwrap_or(Path::new("."));
     let done = match Arguments::parse().verb {
         Verb::Check => check::run(root),
         Verb::Tidy => tidy::run(root),
         Verb::Synth(arguments) => synth::run(root, &arguments),
         Verb::Bench(arguments) => bench::run(root, &arguments),
+        Verb::Golden(arguments) => golden::run(root, &arguments),
+        Verb::Gpu(arguments) => gpu::run(root, &arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

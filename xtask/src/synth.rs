@@ -70,6 +70,16 @@ impl Element {
     }
 }
 
+/// Writes `<out>/params` of a model by its name in `configs/model`, as the golden sets refer to it; gives its bytes.
+///
+/// # Errors
+/// An unknown model; what the file system says.
+pub(crate) fn make(root: &Path, model: &str, dtype: Dtype, out: &Path) -> Result<u64> {
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let options = WriteOptions { time_ns: 1, level: ZSTD_LEVEL, data_files: DATA_FILES };
+    write(&tree::leaves(root, model)?, out, dtype, false, options, threads)
+}
+
 /// Writes or checks; false if a check found a difference.
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     let model = format!("{}{}", if arguments.tiny { "tiny_" } else { "" }, arguments.model);

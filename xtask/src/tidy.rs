@@ -75,7 +75,7 @@ impl fmt::Display for Finding {
 pub(crate) fn run(root: &Path) -> Result<bool> {
     let files = read(root)?;
     let mut findings = inspect(&files);
-    findings.extend(layout::without_burn(root));
+    findings.extend(layout::builds(root));
     findings.sort();
     for finding in &findings {
         println!("{finding}");

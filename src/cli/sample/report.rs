@@ -33,6 +33,8 @@ pub(super) struct Report {
     first: Run,
     /// The others, warm.
     warm: Option<Warm>,
+    /// Of each warm run in turn; of the first where it was the only one.
+    chunk_ms: Vec<f64>,
     runs: Vec<Run>,
     #[serde(flatten)]
     pub(super) chunk: Chunk,
@@ -182,6 +184,7 @@ impl Report {
             load_ms,
             prepare_ms: sampled.prepare_ms,
             first,
+            chunk_ms: sampled.runs[usize::from(sampled.runs.len() > 1)..].iter().map(|run| run.total_ms).collect(),
             warm: Warm::of(sampled.runs.get(1..).unwrap_or_default()),
             runs: sampled.runs,
             chunk: sampled.chunk,

@@ -19,13 +19,13 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// What a process used.
 #[derive(Debug, Clone, Serialize, PartialEq)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Start to end.
-    pub(super) wall_s: f64,
+    pub(crate) wall_s: f64,
     /// User and system time, of all threads and of waited-for children.
-    pub(super) cpu_s: f64,
+    pub(crate) cpu_s: f64,
     /// Peak resident memory.
-    pub(super) peak_bytes: u64,
+    pub(crate) peak_bytes: u64,
 }
 
 impl fmt::Display for Usage {
@@ -51,11 +51,18 @@ impl Usage {
     }
 }
 
-/// Runs a command to its end. No other child may be waited for meanwhile.
+/// Runs a command that must succeed to its end. No other child may be waited for meanwhile.
 ///
 /// # Errors
 /// It does not start, fails, or there is no /proc.
 pub(super) fn measure(command: &mut Command) -> Result<Usage> {
+    let (status, usage) = watch(command)?;
+    ensure!(status.success(), "{} failed: {status}", command.get_program().to_string_lossy());
+    Ok(usage)
+}
+
+/// The same for a command whose exit code is an answer.
+pub(crate) fn watch(command: &mut Command) -> Result<(ExitStatus, Usage)> {
     let name = command.get_program().to_string_lossy().into_owned();
     let before = children_cpu_ticks()?;
     let begin = Instant::now();
@@ -76,9 +83,8 @@ pub(super) fn measure(command: &mut Command) -> Result<Usage> {
         ended.store(true, Ordering::Relaxed);
         Ok((status.with_context(|| format!("cannot wait for {name}"))?, wall))
     })?;
-    ensure!(status.success(), "{name} failed: {status}");
     let cpu_s = children_cpu_ticks()?.saturating_sub(before) as f64 / TICKS_PER_SECOND;
-    Ok(Usage { wall_s: wall.as_secs_f64(), cpu_s, peak_bytes: peak.into_inner() })
+    Ok((status, Usage { wall_s: wall.as_secs_f64(), cpu_s, peak_bytes: peak.into_inner() }))
 }
 
 /// `VmHWM:     1234 kB` of a status file, in bytes.

@@ -1,5 +1,6 @@
 //! What the tree owes the reader: a map of the rooms in the README, a tour in `lib.rs`, a reason for every dependency,
-//! a lock file, and a build of the formats that does not drag Burn along.
+//! a lock file in which nothing downloads a compiler, a build of the formats that does not drag Burn along, and a default
+//! build that does not drag a GPU along.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,30 +13,50 @@ const TOUR: &str = "src/lib.rs";
 const MANIFEST: &str = "Cargo.toml";
 const LOCK: &str = "Cargo.lock";
 
-/// What `convert` and `inspect` must build without.
-const HEAVY: [&str; 2] = ["burn", "cubecl"];
-/// The tree they build with.
-const LIGHT_TREE: [&str; 11] = [
-    "tree",
-    "--locked",
-    "-p",
-    "pi0-burn",
-    "--no-default-features",
-    "-e",
-    "normal",
-    "--prefix",
-    "none",
-    "--format",
-    "{p}",
+/// A build of the program, and what must not be in it.
+struct Build {
+    /// Arguments of `cargo tree` that choose it.
+    choice: &'static [&'static str],
+    called: &'static str,
+    /// Beginnings of the names of crates.
+    without: &'static [&'static str],
+    /// Why, and what to do instead.
+    instead: &'static str,
+}
+
+const BUILDS: [Build; 2] = [
+    Build {
+        choice: &["--no-default-features"],
+        called: "the build without default features",
+        without: &["burn", "cubecl"],
+        instead: "`convert` and `inspect` build without Burn: put it behind a default feature",
+    },
+    Build {
+        choice: &[],
+        called: "the default build",
+        without: &["cubecl-core", "cubecl-cuda", "cubecl-llvm", "cudarc", "wgpu"],
+        instead: "it builds without a GPU's crates: put it behind the feature `cuda` or `wgpu`",
+    },
 ];
+
+/// How cargo lists the crates of a build.
+const TREE: [&str; 10] = ["tree", "--locked", "-p", "pi0-burn", "-e", "normal", "--prefix", "none", "--format", "{p}"];
+
+/// A crate that downloads a compiler when it is built, and what stands in for what needs it.
+const DOWNLOADER: &str = "name = \"tracel-llvm-bundler\"";
+const STAND_IN: &str = "vendor/cubecl-llvm stands in for the crate that needs it: give both one version";
 
 /// Holds the whole tree against the rules of this page.
 pub(super) fn inspect(files: &[File], findings: &mut Vec<Finding>) {
     map_of_rooms(files, findings);
     tour(files, findings);
     reasons(files, findings);
-    if text_of(files, LOCK).is_none() {
+    let Some(lock) = text_of(files, LOCK) else {
         findings.push(Finding::error(LOCK, 1, "missing; run `cargo generate-lockfile` and commit it"));
+        return;
+    };
+    if let Some(index) = lock.lines().position(|line| line == DOWNLOADER) {
+        findings.push(Finding::error(LOCK, index + 1, format!("a crate that downloads LLVM is locked; {STAND_IN}")));
     }
 }
 
@@ -102,38 +123,33 @@ fn reasons(files: &[File], findings: &mut Vec<Finding>) {
     }
 }
 
-/// Asks cargo what the program is built from without its default features.
-pub(super) fn without_burn(root: &Path) -> Vec<Finding> {
+/// Asks cargo what the program's builds are made of.
+pub(super) fn builds(root: &Path) -> Vec<Finding> {
+    BUILDS.iter().flat_map(|build| made_of(root, build)).collect()
+}
+
+fn made_of(root: &Path, build: &Build) -> Vec<Finding> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    match Command::new(cargo).args(LIGHT_TREE).current_dir(root).output() {
-        Ok(out) if out.status.success() => heavy(&String::from_utf8_lossy(&out.stdout)),
+    match Command::new(cargo).args(TREE).args(build.choice).current_dir(root).output() {
+        Ok(out) if out.status.success() => heavy(&String::from_utf8_lossy(&out.stdout), build),
         Ok(out) => {
             let error = String::from_utf8_lossy(&out.stderr);
             let error = error.lines().next().unwrap_or("no message").to_owned();
-            vec![Finding::error(
-                MANIFEST,
-                1,
-                format!("cargo tree failed: {error}; run `cargo {}`", LIGHT_TREE.join(" ")),
-            )]
+            let command = TREE.iter().chain(build.choice).copied().collect::<Vec<_>>().join(" ");
+            vec![Finding::error(MANIFEST, 1, format!("cargo tree failed: {error}; run `cargo {command}`"))]
         }
         Err(error) => vec![Finding::error(MANIFEST, 1, format!("cannot run cargo tree: {error}"))],
     }
 }
 
-/// The crates of a `cargo tree` listing that a build without Burn must not hold.
-fn heavy(listing: &str) -> Vec<Finding> {
+/// The crates of a `cargo tree` listing that the build must not hold.
+fn heavy(listing: &str, build: &Build) -> Vec<Finding> {
     let mut crates: Vec<&str> = listing.lines().filter_map(|line| line.split_whitespace().next()).collect();
     crates.sort_unstable();
     crates.dedup();
-    let heavy = crates.into_iter().filter(|name| HEAVY.iter().any(|heavy| name.starts_with(heavy)));
+    let heavy = crates.into_iter().filter(|name| build.without.iter().any(|heavy| name.starts_with(heavy)));
     heavy
-        .map(|name| {
-            let text = format!(
-                "`{name}` is in the build without default features; `convert` and `inspect` build without Burn: \
-                 put it behind a default feature"
-            );
-            Finding::error(MANIFEST, 1, text)
-        })
+        .map(|name| Finding::error(MANIFEST, 1, format!("`{name}` is in {}; {}", build.called, build.instead)))
         .collect()
 }
 
@@ -203,7 +219,25 @@ mod tests {
     #[test]
     fn burn_in_the_build_without_default_features_is_refused() {
         let listing = "pi0-burn v0.1.0 (/a/burn)\nburn-tensor v0.22.0\ncubecl v0.9.0\nburn-tensor v0.22.0 (*)\n";
-        assert_eq!(heavy(listing).len(), 2);
-        assert!(heavy("pi0-burn v0.1.0\nzstd v0.13.3\n").is_empty());
+        assert_eq!(heavy(listing, &BUILDS[0]).len(), 2);
+        assert!(heavy("pi0-burn v0.1.0\nzstd v0.13.3\n", &BUILDS[0]).is_empty());
+    }
+
+    #[test]
+    fn a_gpu_in_the_default_build_is_refused() {
+        let listing = "pi0-burn v0.1.0 (/a/burn)\nburn-flex v0.22.1\ncubecl-common v0.11.3\n";
+        assert!(heavy(listing, &BUILDS[1]).is_empty());
+        let with = heavy(&format!("{listing}cubecl-llvm v0.11.3 (/a/vendor)\nwgpu-core v1.0.0\n"), &BUILDS[1]);
+        assert_eq!(with.len(), 2);
+        assert!(with[0].text.starts_with("`cubecl-llvm` is in the default build; "), "{with:?}");
+    }
+
+    #[test]
+    fn a_crate_that_downloads_a_compiler_is_refused() {
+        let lock = "[[package]]\nname = \"tracel-llvm-bundler\"\nversion = \"23.1.0-4\"\n";
+        let lines = found(LOCK, lock, &[]);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with("Cargo.lock:2: a crate that downloads LLVM"), "{lines:?}");
+        assert!(found(LOCK, "[[package]]\nname = \"cubecl-llvm\"\n", &[]).is_empty());
     }
 }
