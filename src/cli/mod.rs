@@ -2,12 +2,18 @@
 //!
 //! Exit codes: 0 done, 1 done and the answer is no, 2 could not.
 
+#[cfg(feature = "model")]
+mod chance;
 pub mod convert;
 mod diff;
 mod fetch;
 pub mod inspect;
+#[cfg(feature = "model")]
+pub mod observation;
 pub mod output;
 mod raw;
+#[cfg(feature = "model")]
+pub mod sample;
 #[cfg(feature = "model")]
 pub mod verify;
 
@@ -33,6 +39,9 @@ pub enum Verb {
     Convert(Box<convert::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
+    /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
+    #[cfg(feature = "model")]
+    Sample(Box<sample::Args>),
     /// Tell whether this build, device and checkpoint compute what JAX computes, and where they first depart
     #[cfg(feature = "model")]
     Verify(Box<verify::Args>),
@@ -58,6 +67,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Inspect(args) => {
             let mouth = Mouth::new(args.json);
             let result = inspect::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "model")]
+        Verb::Sample(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = sample::run(*args, &mouth);
             (mouth, result)
         }
         #[cfg(feature = "model")]

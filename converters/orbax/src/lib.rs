@@ -1,7 +1,7 @@
 //! A checkpoint folder as a tree of lazy arrays.
 //!
 //! Reading order: [`Checkpoint`] (an item folder: leaves, and a [`Source`] of arrays) · [`locate()`] (which folder the user meant) ·
-//! [`Chunk`] (streams; nothing is held whole) · [`Npz`] and [`raw`] (other sources) · [`CheckpointWriter`] (the way back).
+//! [`Chunk`] (streams; nothing is held whole) · [`Npz`], [`Npy`] and [`raw`] (other sources) · [`CheckpointWriter`] (the way back).
 //!
 //! Source: Orbax <https://github.com/google/orbax> (0.4 to 0.12) and TensorStore <https://github.com/google/tensorstore> (bc4fbc11f).
 //! Invariant: foreign bytes never panic, never make us allocate more than they are, and never lead outside the checkpoint folder.
@@ -36,6 +36,7 @@ pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use locate::{Location, locate};
+pub use npy::{Npy, npy_bytes};
 pub use npz::Npz;
 pub use read::{MAX_READ_BYTES, read_array};
 pub use tree::{Key, Leaf, Value, path_name};

@@ -1,13 +1,18 @@
-//! The header of a `.npy` member: a Python dict literal behind a magic.
+//! The `.npy` format: a Python dict literal behind a magic, then the elements. Read as a file of its own ([`Npy`]) or as
+//! a member of an npz; written by [`npy_bytes`].
 //!
 //! Source: numpy's format description, `numpy/lib/format.py` (versions 1.0, 2.0, 3.0). The literal is parsed, never evaluated.
 //! Invariant: the parser looks at each byte once, holds at most [`MAX_HEADER`] bytes, and accepts exactly the three members numpy writes.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
-use crate::Order;
+use crate::chunk::decoder;
 use crate::dtype::Dtype;
-use crate::zarr::MAX_RANK;
+use crate::error::{Error, Result as Checked};
+use crate::zarr::{MAX_ARRAY_BYTES, MAX_RANK, product};
+use crate::{ArrayInfo, Chunk, Order, Source};
 
 /// Bytes of a header (numpy itself refuses literals above 10 000 by default).
 const MAX_HEADER: u32 = 1 << 16;
@@ -75,6 +80,113 @@ fn from_descr(descr: &str) -> Result<(Dtype, bool), String> {
         }
         _ => Err(format!("dtype {descr:?} is not supported")),
     }
+}
+
+/// A `.npy` file as a source of one array, which has the file's name.
+#[derive(Debug)]
+pub struct Npy {
+    path: PathBuf,
+    info: ArrayInfo,
+    header: u64,
+    data: u64,
+    /// Bytes of the unit to turn around; 1 for little-endian data.
+    unit: usize,
+}
+
+impl Npy {
+    /// Opens the file and reads its header.
+    ///
+    /// # Errors
+    /// What is no npy file, a pickled or structured array, a shape that does not fit the file's size.
+    pub fn open(path: impl AsRef<Path>) -> Checked<Self> {
+        let path = path.as_ref();
+        let bad = |problem: String| Error::Document { file: path.display().to_string(), problem };
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let found = file.metadata().map_err(|e| Error::io(path, e))?;
+        if !found.is_file() {
+            return Err(bad("not a regular file".to_owned()));
+        }
+        let header = read_header(&mut BufReader::new(file)).map_err(bad)?;
+        let element = u64::try_from(header.dtype.size()).unwrap_or(u64::MAX);
+        let data = product(&header.shape)
+            .and_then(|n| n.checked_mul(element))
+            .filter(|&bytes| bytes <= MAX_ARRAY_BYTES)
+            .ok_or_else(|| bad(format!("shape {:?} of {} is too large", header.shape, header.dtype)))?;
+        if header.length.checked_add(data) != Some(found.len()) {
+            return Err(bad(format!(
+                "shape {:?} of {} takes {} + {data} bytes, the file has {}",
+                header.shape,
+                header.dtype,
+                header.length,
+                found.len()
+            )));
+        }
+        Ok(Npy {
+            path: path.to_path_buf(),
+            info: ArrayInfo {
+                name: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+                // An empty array has no chunk; its sides stay at least 1.
+                chunk_shape: header.shape.iter().map(|&n| n.max(1)).collect(),
+                shape: header.shape,
+                dtype: header.dtype,
+                order: header.order,
+            },
+            header: header.length,
+            data,
+            unit: if header.big_endian { header.dtype.swap_unit() } else { 1 },
+        })
+    }
+}
+
+impl Source for Npy {
+    fn arrays(&self) -> &[ArrayInfo] {
+        std::slice::from_ref(&self.info)
+    }
+
+    fn chunk(&self, array: usize, chunk: u64) -> Checked<Chunk<'_>> {
+        self.stored_len(array, chunk)?;
+        let open = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.header))?;
+            decoder(Box::new(BufReader::new(file)), &[], self.unit, self.data, self.path.display().to_string())
+        };
+        open().map(Chunk::Stream).map_err(|e| Error::io(&self.path, e))
+    }
+
+    fn stored_len(&self, array: usize, chunk: u64) -> Checked<u64> {
+        let (what, found) = if array == 0 { ("chunk", chunk) } else { ("array", u64::try_from(array).unwrap_or(0)) };
+        if found == 0 && self.data > 0 {
+            return Ok(self.data);
+        }
+        let count = u64::from(self.data > 0);
+        Err(Error::OutOfRange { name: self.info.name.clone(), what, found, count })
+    }
+}
+
+/// The bytes of a `.npy` file, as numpy writes it: version 1.0, the header padded to 64 bytes, little-endian C order.
+///
+/// # Errors
+/// A type that numpy has no name for; `data` that is not `shape` of `dtype`.
+pub fn npy_bytes(dtype: Dtype, shape: &[u64], data: &[u8]) -> Checked<Vec<u8>> {
+    let unsupported = |what: String| Error::Unsupported { name: "npy".to_owned(), what };
+    let descr = dtype.zarr2();
+    if !descr.starts_with(['<', '|']) || shape.len() > MAX_RANK {
+        return Err(unsupported(format!("{dtype} of rank {}", shape.len())));
+    }
+    let expected = product(shape).and_then(|n| n.checked_mul(u64::try_from(dtype.size()).ok()?));
+    if expected != u64::try_from(data.len()).ok() {
+        return Err(unsupported(format!("{} bytes as {shape:?} of {dtype}", data.len())));
+    }
+    let sizes: Vec<String> = shape.iter().map(|n| format!("{n}, ")).collect();
+    let sizes = if sizes.len() == 1 { sizes.concat() } else { sizes.concat().trim_end_matches(", ").to_owned() };
+    let mut literal = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
+    // Magic, version and length take ten bytes, the newline one.
+    while literal.len().saturating_add(11) % 64 != 0 {
+        literal.push(' ');
+    }
+    literal.push('\n');
+    let length = u16::try_from(literal.len()).map_err(|_| unsupported("a header above 64 KiB".to_owned()))?;
+    Ok([MAGIC, &[1, 0], &length.to_le_bytes(), literal.as_bytes(), data].concat())
 }
 
 /// What is left of the literal.
@@ -256,6 +368,50 @@ mod tests {
         let huge = [MAGIC, &[2, 0], &u32::MAX.to_le_bytes()].concat();
         assert!(read_header(&mut huge.as_slice()).unwrap_err().contains("at most"));
         assert!(read_header(&mut &npy(1, "{   }")[..12]).unwrap_err().contains("found 2"));
+    }
+
+    fn stored(bytes: &[u8]) -> Checked<(ArrayInfo, Vec<u8>)> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        std::fs::write(&path, bytes).unwrap();
+        let npy = Npy::open(&path)?;
+        let data = crate::read_array(&npy, 0)?;
+        Ok((npy.info.clone(), data))
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for shape in [&[][..], &[3], &[0], &[2, 3], &[1, 2, 2]] {
+            let data: Vec<u8> = (0..shape.iter().product::<u64>() as u8 * 4).collect();
+            let bytes = npy_bytes(Dtype::F32, shape, &data).unwrap();
+            assert_eq!((bytes.len() - data.len()) % 64, 0);
+            let (info, read) = stored(&bytes).unwrap();
+            assert_eq!((info.shape.as_slice(), info.dtype, read), (shape, Dtype::F32, data));
+        }
+        // numpy's own bytes: numpy.save(f, numpy.zeros(3, "u1")).
+        let mut expected = b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }".to_vec();
+        expected.resize(127, b' ');
+        expected.extend([b'\n', 0, 0, 0]);
+        assert_eq!(npy_bytes(Dtype::U8, &[3], &[0; 3]).unwrap(), expected);
+        assert!(npy_bytes(Dtype::Bf16, &[1], &[0; 2]).is_err());
+        assert!(npy_bytes(Dtype::U8, &[2], &[0; 3]).is_err());
+    }
+
+    #[test]
+    fn foreign_order_and_endianness_become_ours() {
+        let mut bytes = npy(1, "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3)}");
+        bytes.extend([0, 0, 0, 3, 0, 1, 0, 4, 0, 2, 0, 5]);
+        let (_, data) = stored(&bytes).unwrap();
+        assert_eq!(data, [0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0]);
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let mut bytes = npy_bytes(Dtype::F32, &[2], &[0; 8]).unwrap();
+        bytes.pop();
+        assert!(stored(&bytes).unwrap_err().to_string().contains("the file has"));
+        let forged = npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296, 4294967296)}");
+        assert!(stored(&forged).unwrap_err().to_string().contains("too large"));
     }
 
     proptest! {

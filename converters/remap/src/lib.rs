@@ -30,4 +30,5 @@ pub use plan::{At, Axis, Fate, From, Lora, Move, Options, Output, Plan, Tensor, 
 pub use run::{Mover, Settings, Sink, Tally, Unit};
 pub use safetensors::{Safetensors, is_safetensors};
 pub use sizes::{Scope, Sizes};
+pub use whole::nearest;
 pub use writer::{Writer, index_path, storable, to_bytes, write_whole};

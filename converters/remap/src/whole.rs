@@ -190,7 +190,7 @@ fn hole(from: &Scheme, row: &Row, at: &Index, canonical: &str, needed: &str) -> 
 }
 
 /// The nearest of `known`, if it is near enough to be a slip of the pen.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let far = name.len() / 2 + 2;
     known.map(|k| (distance(name, k, far), k)).filter(|(d, _)| *d < far).min().map(|(_, k)| k)
 }

@@ -1,0 +1,142 @@
+//! The model, run and timed: every stage ends with the device's own word that it is done.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use serde::Serialize;
+
+use super::chunk::Chunk;
+use crate::cli::chance::Stream;
+use crate::cli::observation::{Noise, Rows};
+use crate::model::fast::Next;
+use crate::model::{Padding, Pi, Taps};
+use crate::sample::flow::Steps;
+use crate::sample::tokens::{Choice, Limits, Stop, sample_tokens};
+
+/// A stage and how long it took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    pub(super) ms: f64,
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Run {
+    pub(super) stages: Vec<Stage>,
+    pub(super) total_ms: f64,
+}
+
+/// All runs, and what came out of them.
+#[derive(Debug)]
+pub(super) struct Sampled {
+    pub(super) chunk: Chunk,
+    /// What is done once for all observations.
+    pub(super) prepare_ms: f64,
+    pub(super) runs: Vec<Run>,
+    /// Of the last stage: Euler steps, or decoded tokens a row.
+    pub(super) steps: usize,
+}
+
+/// Milliseconds since.
+pub(super) fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// The rows as they are, or one of them so many times.
+pub(super) fn repeated(rows: &Rows, batch: usize) -> Rows {
+    if rows.rows == batch { rows.clone() } else { rows.repeat(batch) }
+}
+
+/// Lap after lap.
+struct Watch<'a> {
+    device: &'a Device,
+    began: Instant,
+    lap: Instant,
+    stages: Vec<Stage>,
+}
+
+impl<'a> Watch<'a> {
+    fn start(device: &'a Device) -> Result<Self> {
+        device.sync()?;
+        let now = Instant::now();
+        Ok(Watch { device, began: now, lap: now, stages: vec![] })
+    }
+
+    fn lap(&mut self, name: &'static str) -> Result<()> {
+        self.device.sync()?;
+        self.stages.push(Stage { name, ms: ms(self.lap) });
+        self.lap = Instant::now();
+        Ok(())
+    }
+
+    fn stop(self) -> Run {
+        Run { total_ms: ms(self.began), stages: self.stages }
+    }
+}
+
+/// pi0 and pi0.5.
+pub(super) fn flow(pi: &Pi, rows: &Rows, noise: &Noise, num_steps: usize, repeat: u32) -> Result<Sampled> {
+    let device = pi.device();
+    let observation = rows.upload(&device);
+    let began = Instant::now();
+    let steps = Steps::new(pi, num_steps);
+    device.sync()?;
+    let prepare_ms = ms(began);
+    let (mut runs, mut actions) = (vec![], vec![]);
+    for _ in 0..repeat {
+        let noise = noise.upload(&device);
+        let mut watch = Watch::start(&device)?;
+        let prefix = pi.embed_prefix(&observation, Padding::Drop, &mut Taps::off());
+        watch.lap("vision")?;
+        let context = pi.read_prefix(prefix, &mut Taps::off());
+        watch.lap("prefix")?;
+        let chunk = steps.denoise(pi, &context, &observation.state, noise, &mut Taps::off());
+        watch.lap("steps")?;
+        runs.push(watch.stop());
+        actions = chunk.into_data().try_to_vec::<f32>().context("the actions")?;
+    }
+    let chunk = Chunk::actions([noise.rows, noise.horizon, noise.dim], actions);
+    Ok(Sampled { chunk, prepare_ms, runs, steps: num_steps })
+}
+
+/// How pi0-FAST decodes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Decoding {
+    pub(super) max_decoding_steps: usize,
+    pub(super) stop: Stop,
+    pub(super) next: Next,
+    pub(super) temperature: f32,
+    pub(super) seed: u64,
+}
+
+/// pi0-FAST.
+pub(super) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding, repeat: u32) -> Result<Sampled> {
+    let device = pi.device();
+    let observation = rows.upload(&device);
+    let limits = Limits { max_decoding_steps: how.max_decoding_steps, stop: how.stop, next: how.next };
+    let (mut runs, mut out) = (vec![], vec![]);
+    for _ in 0..repeat {
+        // Numbers are asked for row by row, step by step; each row has its own.
+        let mut streams: Vec<Stream> = (0..rows.rows).map(|row| Stream::new(how.seed, "token", row)).collect();
+        let mut asked = 0;
+        let mut random = || {
+            let row = asked % streams.len();
+            asked += 1;
+            streams[row].unit()
+        };
+        let choice = match how.temperature {
+            0.0 => Choice::Greedy,
+            temperature => Choice::Temperature(temperature, &mut random),
+        };
+        let mut watch = Watch::start(&device)?;
+        let mut read = Ok(());
+        out = sample_tokens(pi, &observation, limits, choice, &mut Taps::off(), &mut || read = watch.lap("prompt"));
+        read?;
+        watch.lap("tokens")?;
+        runs.push(watch.stop());
+    }
+    let steps = out.iter().map(Vec::len).max().unwrap_or(0);
+    Ok(Sampled { chunk: Chunk::tokens(out), prepare_ms: 0.0, runs, steps })
+}
