@@ -82,7 +82,7 @@ mod elementwise {
     #[divan::bench(args = DTYPES, sample_count = 20)]
     fn rms_norm_816x2048(bencher: Bencher, dtype: DType) {
         let (x, scale) = (random([1, 816, 2048], dtype), random([2048], dtype));
-        bencher.bench_local(|| black_box(kernels::rms_norm(x.clone(), scale.clone())));
+        bencher.bench_local(|| black_box(kernels::rms_norm(x.clone(), scale.clone(), dtype)));
     }
 
     #[divan::bench(args = DTYPES, sample_count = 20)]
@@ -99,7 +99,7 @@ mod elementwise {
     #[divan::bench(args = DTYPES, sample_count = 20)]
     fn add_816x2048(bencher: Bencher, dtype: DType) {
         let (x, y) = (random([1, 816, 2048], dtype), random([1, 816, 2048], dtype));
-        bencher.bench_local(|| black_box(kernels::add(x.clone(), y.clone())));
+        bencher.bench_local(|| black_box(kernels::add(x.clone(), y.clone(), dtype)));
     }
 
     #[divan::bench(args = DTYPES, sample_count = 20)]

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::{Result, anyhow, bail};
 use burn::tensor::{DType, Device};
 
 /// A precision mode.
@@ -61,12 +62,9 @@ impl fmt::Display for Precision {
 impl FromStr for Precision {
     type Err = anyhow::Error;
 
-    fn from_str(name: &str) -> anyhow::Result<Self> {
+    fn from_str(name: &str) -> Result<Self> {
         Precision::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
-            anyhow::anyhow!(
-                "{name}: no such precision mode; there are {}",
-                Precision::ALL.map(Precision::name).join(", ")
-            )
+            anyhow!("{name}: no such precision mode; there are {}", Precision::ALL.map(Precision::name).join(", "))
         })
     }
 }
@@ -76,13 +74,51 @@ pub fn packs(device: &Device, precision: Precision) -> bool {
     precision == Precision::ServeBf16 && *device == Device::flex() && crate::kernels::packs()
 }
 
-/// A device by name: `cpu`, `cuda:0`.
+/// A device by name: `cpu`, `cuda:0`, `wgpu`.
 ///
 /// # Errors
 /// A name that is none, a backend this binary was built without, a device that is not there.
-pub fn device(name: &str) -> anyhow::Result<Device> {
-    match name {
-        "cpu" => Ok(Device::flex()),
-        _ => anyhow::bail!("{name}: no such device in this build; there is cpu"),
+pub fn device(name: &str) -> Result<Device> {
+    let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+    let index: usize =
+        index.parse().map_err(|_| anyhow!("{name}: what follows the colon is a number, as in cuda:0"))?;
+    match kind {
+        "cpu" if index == 0 => Ok(Device::flex()),
+        "cuda" => cuda(name, index),
+        "wgpu" => wgpu(name),
+        _ => bail!("{name}: no such device; there are cpu, cuda:0, cuda:1, ... and wgpu"),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(name: &str, index: usize) -> Result<Device> {
+    use burn::tensor::DeviceType;
+
+    const NEEDED: &str = "It needs the driver (libcuda.so.1; nvidia-smi tells), and NVRTC with CUDA's headers: the CUDA \
+        toolkit (CUDA_PATH), or `pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl` and \
+        then CUDA_PATH=.../site-packages/nvidia/cu13 and LD_LIBRARY_PATH=$CUDA_PATH/lib. `cargo xtask gpu` looks for each";
+    // A driver library that lacks its symbols panics instead of telling.
+    let found = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec()).unwrap_or_default();
+    if found.is_empty() {
+        bail!("{name}: no NVIDIA GPU was found. {NEEDED}");
+    }
+    if index >= found.len() {
+        bail!("{name}: there are {} GPUs, cuda:0 to cuda:{}", found.len(), found.len() - 1);
+    }
+    Ok(Device::cuda(index))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(name: &str, _: usize) -> Result<Device> {
+    bail!("{name}: this binary was built without CUDA: cargo install --path . --features cuda")
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu(_: &str) -> Result<Device> {
+    Ok(Device::wgpu(Default::default()))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(name: &str) -> Result<Device> {
+    bail!("{name}: this binary was built without wgpu: cargo install --path . --features wgpu")
 }

@@ -37,7 +37,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<Tensor<3
     attend(q, k, v, mask, false)
 }
 
-/// Attention as SigLIP has it: every head has its own keys, nothing is masked, and the logits are rounded to the dtype.
+/// Attention as SigLIP has it: every head has its own keys, nothing is masked, and logits and softmax are in the dtype, as
+/// XLA computes them.
 ///
 /// # Shapes
 /// q, k, v `[b, t, n, h]` of one dtype.
@@ -206,7 +207,9 @@ impl Call<'_> {
                 for (i, row) in logits.chunks_mut(wide).take(count).enumerate() {
                     let row = &mut row[..s];
                     if self.narrow {
-                        round_to::<T>(row);
+                        soften_step_by_step::<T>(row);
+                        pack_row(row, i % PANEL, size_of::<T>() == 2, &mut a[i / PANEL * PANEL * inner..]);
+                        continue;
                     }
                     if !self.mask.is_empty() {
                         hide(&self.mask[(batch * t + (first + i) / group) * s..][..s], row);
@@ -235,10 +238,25 @@ struct Shared<T>(*mut T);
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 vectorised! {
-    /// Rounds a row of logits to `T`.
-    fn round_to<T: Real>(row: &mut [f32]) {
-        for x in row {
+    /// Softmax of a row of logits as XLA has it in `T`: logits, the difference to the largest, the exponential and the sum
+    /// are rounded, but the sum is taken over exponentials that are not. The quotient is rounded by who packs it.
+    fn soften_step_by_step<T: Real>(row: &mut [f32]) {
+        let mut most = f32::NEG_INFINITY;
+        for x in row.iter_mut() {
             *x = T::narrow(*x).wide();
+            most = if *x > most { *x } else { most };
+        }
+        let mut total = [0f32; LANES];
+        for x in row.chunks_mut(LANES) {
+            for (total, x) in total.iter_mut().zip(x) {
+                let e = exp(T::narrow(*x - most).wide());
+                *total += e;
+                *x = T::narrow(e).wide();
+            }
+        }
+        let total = T::narrow(total.into_iter().sum()).wide();
+        for x in row {
+            *x /= total;
         }
     }
 }

@@ -62,10 +62,16 @@ fn f32s(x: &Float) -> &[f32] {
     x.as_slice().expect("dense f32")
 }
 
-/// 1 + scale, rounded to the scale's own dtype, widened.
+/// 1 + scale, in f32.
 fn one_plus(scale: Float) -> Vec<f32> {
-    let scale = dense(scale);
-    with_elements!(scale, |s: &[T]| s.iter().map(|s| T::narrow(1.0 + s.wide()).wide()).collect())
+    f32s(&wide(scale)).iter().map(|s| 1.0 + s).collect()
+}
+
+/// A tensor of that shape in bf16 or f32, filled by `$fill`.
+macro_rules! filled_as {
+    ($narrow:expr, $shape:expr, |$out:ident| $fill:expr) => {
+        if $narrow { filled::<bf16>($shape, |$out| $fill) } else { filled::<f32>($shape, |$out| $fill) }
+    };
 }
 
 impl Native for Flex {
@@ -76,23 +82,25 @@ impl Native for Flex {
         Flex::float_from_data(TensorData::new(data, packed::packed_shape([k, n])), &Default::default())
     }
 
-    fn rms_norm(x: Float, scale: Float) -> Float {
+    fn rms_norm(x: Float, scale: Float, narrow: bool) -> Float {
         let (x, scale) = (dense(x), one_plus(scale));
-        with_elements!(x, |s: &[T]| filled::<T>(x.shape(), |out| norm::rms(s, &scale, out)))
+        with_elements!(x, |s: &[T]| filled_as!(narrow, x.shape(), |out| norm::rms(s, &scale, out)))
     }
 
-    fn rms_norm_modulated(x: Float, scale: Float, shift: Float) -> Float {
+    fn rms_norm_modulated(x: Float, scale: Float, shift: Float, narrow: bool) -> Float {
         let [batch, rows, _] = x.shape().dims();
         let (x, shift) = (dense(x), wide(shift));
         let scale = one_plus(scale);
-        with_elements!(x, |s: &[T]| filled::<T>(x.shape(), |out| {
+        with_elements!(x, |s: &[T]| filled_as!(narrow, x.shape(), |out| {
             norm::rms_modulated(s, &scale, f32s(&shift), [batch, rows], out);
         }))
     }
 
-    fn layer_norm(x: Float, gamma: Float, beta: Float) -> Float {
+    fn layer_norm(x: Float, gamma: Float, beta: Float, narrow: bool) -> Float {
         let (x, gamma, beta) = (dense(x), wide(gamma), wide(beta));
-        with_elements!(x, |s: &[T]| filled::<T>(x.shape(), |out| norm::layer(s, f32s(&gamma), f32s(&beta), out)))
+        with_elements!(x, |s: &[T]| filled_as!(narrow, x.shape(), |out| {
+            norm::layer(s, f32s(&gamma), f32s(&beta), out);
+        }))
     }
 
     fn attention(q: Float, k: Float, v: Float, mask: BoolTensor<Self>, narrow: bool) -> Float {
@@ -109,23 +117,11 @@ impl Native for Flex {
         })
     }
 
-    fn sum(x: Float, y: Float) -> Float {
+    fn sum(x: Float, y: Float, narrow: bool) -> Float {
         let x = dense(x);
         let y = alike(y, x.dtype());
-        with_elements!(x, |a: &[T]| filled::<T>(x.shape(), |out| residual::sum_slices(
-            a,
-            y.as_slice().expect("dense"),
-            out
-        )))
-    }
-
-    fn add_gated(x: Float, y: Float, gate: Float) -> Float {
-        let [batch, rows, _] = x.shape().dims();
-        let x = dense(x);
-        let y = alike(y, x.dtype());
-        let gate = wide(gate);
-        with_elements!(x, |a: &[T]| filled::<T>(x.shape(), |out| {
-            residual::gated_slices(a, y.as_slice().expect("dense"), f32s(&gate), [batch, rows], out);
+        with_elements!(x, |a: &[T]| filled_as!(narrow, x.shape(), |out| {
+            residual::sum_slices(a, y.as_slice::<T>().expect("dense"), out);
         }))
     }
 
@@ -133,11 +129,9 @@ impl Native for Flex {
         let [_, _, n, h] = x.shape().dims();
         let heads = [n, h / 2];
         let (x, sin, cos) = (dense(x), wide(sin), wide(cos));
-        with_elements!(x, |s: &[T]| if narrow {
-            filled::<bf16>(x.shape(), |out| rope::rotate(s, f32s(&sin), f32s(&cos), heads, out))
-        } else {
-            filled::<f32>(x.shape(), |out| rope::rotate(s, f32s(&sin), f32s(&cos), heads, out))
-        })
+        with_elements!(x, |s: &[T]| filled_as!(narrow, x.shape(), |out| {
+            rope::rotate(s, f32s(&sin), f32s(&cos), heads, out);
+        }))
     }
 }
 
@@ -167,10 +161,8 @@ impl Differentiable for Flex {
         let [m, k] = x.shape().dims();
         let (x, packed) = (dense(x), dense(packed));
         let weight: &[bf16] = packed.as_slice().expect("packed weights are bf16");
-        with_elements!(x, |s: &[T]| if narrow {
-            filled::<bf16>([m, n].into(), |out| packed::linear(level(), s, weight, [m, k, n], out))
-        } else {
-            filled::<f32>([m, n].into(), |out| packed::linear(level(), s, weight, [m, k, n], out))
-        })
+        with_elements!(x, |s: &[T]| filled_as!(narrow, [m, n].into(), |out| {
+            packed::linear(level(), s, weight, [m, k, n], out);
+        }))
     }
 }

@@ -1,12 +1,18 @@
-//! GELU in its tanh form, and Gemma's gated form, `round(gelu(gate)) × up`.
+//! GELU in its tanh form, and Gemma's gated form, `gelu(gate) × up`.
 //!
 //! `gelu(x) = x/2 · (1 + tanh u)`, `u = √(2/π) · (x + 0.044715 x³)`, and `(1 + tanh u)/2 = 1/(1 + e^(−2u))`, which does
 //! not cancel where x is negative.
 //!
-//! Invariant: the interior is f32 whatever the dtype; each result is rounded once.
+//! In bf16, XLA computes it operation by operation and rounds after each (openpi's recordings are reproduced bit for bit
+//! so, and not otherwise); there are only 65536 arguments, so that all results are a table.
+//!
+//! Invariant: f32 is exact to 3e-7; bf16 is what XLA's chain of operations gives.
+
+use std::sync::OnceLock;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+use half::bf16;
 use rayon::prelude::*;
 
 use super::cpu::vectorised;
@@ -68,6 +74,21 @@ fn value(x: f32) -> f32 {
     x * gate(x)
 }
 
+/// Every bf16 number's GELU, by bits.
+fn table() -> &'static [u16] {
+    static TABLE: OnceLock<Vec<u16>> = OnceLock::new();
+    TABLE.get_or_init(|| (0..=u16::MAX).map(|bits| step_by_step(bf16::from_bits(bits)).to_bits()).collect())
+}
+
+/// The chain of operations in bf16, rounded after each. The constants are √(2/π) and 0.044715, rounded as well.
+pub(crate) fn step_by_step(x: bf16) -> bf16 {
+    let r = |x: f32| bf16::narrow(x).wide();
+    let x = x.wide();
+    let cube = r(r(x * x) * x);
+    let tanh = r(f64::from(r(r(x + r(0.044_677_734 * cube)) * 0.796_875)).tanh() as f32);
+    bf16::narrow(x * r((1.0 + tanh) * 0.5))
+}
+
 /// gelu′ = s + x s (1 − s) (2u)′ with s the gate.
 #[inline(always)]
 fn slope(x: f32) -> f32 {
@@ -79,9 +100,9 @@ fn slope(x: f32) -> f32 {
 }
 
 vectorised! {
-    fn gelu_chunk<T: Real>(x: &[T], out: &mut [T]) {
+    fn gelu_chunk<T: Real>(x: &[T], table: &[u16], out: &mut [T]) {
         for (to, x) in out.iter_mut().zip(x) {
-            *to = T::narrow(value(x.wide()));
+            *to = x.map_or_look_up(value, table);
         }
     }
 }
@@ -93,15 +114,16 @@ vectorised! {
     }
 }
 vectorised! {
-    fn geglu_chunk<T: Real>(x: &[T], up: &[T], out: &mut [T]) {
+    fn geglu_chunk<T: Real>(x: &[T], up: &[T], table: &[u16], out: &mut [T]) {
         for ((to, x), up) in out.iter_mut().zip(x).zip(up) {
-            *to = T::narrow(T::narrow(value(x.wide())).wide() * up.wide());
+            *to = T::narrow(x.map_or_look_up(value, table).wide() * up.wide());
         }
     }
 }
 
 pub(crate) fn gelu_slices<T: Real>(x: &[T], out: &mut [T]) {
-    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| gelu_chunk(x, out));
+    let table = table();
+    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| gelu_chunk(x, table, out));
 }
 
 pub(crate) fn gelu_backward_slices<T: Real>(x: &[T], grad: &[T], out: &mut [T]) {
@@ -111,5 +133,6 @@ pub(crate) fn gelu_backward_slices<T: Real>(x: &[T], grad: &[T], out: &mut [T]) 
 
 pub(crate) fn geglu_slices<T: Real>(gate: &[T], up: &[T], out: &mut [T]) {
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-    out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (gate, up))| geglu_chunk(gate, up, out));
+    let table = table();
+    out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (gate, up))| geglu_chunk(gate, up, table, out));
 }

@@ -34,5 +34,5 @@ pub use attention::{attention, attention_in_dtype};
 pub use gelu::{geglu, gelu_tanh};
 pub use norm::{layer_norm, rms_norm, rms_norm_modulated};
 pub use packed::{linear_packed, pack, packed_shape, packs, unpack};
-pub use residual::{add, add_gated};
+pub use residual::add;
 pub use rope::rope;

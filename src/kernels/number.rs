@@ -12,6 +12,8 @@ use half::bf16;
 pub(crate) trait Real: Element + Copy + Send + Sync + 'static {
     fn wide(self) -> f32;
     fn narrow(x: f32) -> Self;
+    /// `f(x)` for f32; for bf16 what a table of all 65536 numbers says, by bits.
+    fn map_or_look_up(self, f: impl Fn(f32) -> f32, table: &[u16]) -> Self;
     /// That many zeros, of memory that the system has zeroed and nobody has touched yet, so that the first touch is
     /// shared among the threads.
     fn zeros(count: usize) -> Vec<Self>;
@@ -26,6 +28,10 @@ impl Real for f32 {
     fn narrow(x: f32) -> f32 {
         x
     }
+    #[inline(always)]
+    fn map_or_look_up(self, f: impl Fn(f32) -> f32, _: &[u16]) -> f32 {
+        f(self)
+    }
     fn zeros(count: usize) -> Vec<f32> {
         vec![0.0; count]
     }
@@ -39,6 +45,10 @@ impl Real for bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> bf16 {
         bf16::from_bits(bf16_bits(x))
+    }
+    #[inline(always)]
+    fn map_or_look_up(self, _: impl Fn(f32) -> f32, table: &[u16]) -> bf16 {
+        bf16::from_bits(table[usize::from(self.to_bits())])
     }
     fn zeros(count: usize) -> Vec<bf16> {
         use half::vec::HalfBitsVecExt;

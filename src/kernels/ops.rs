@@ -24,21 +24,27 @@ pub(crate) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.dtype(), DType::F32 | DType::BF16) && x.device() == Device::flex()
 }
 
-/// Operations on constants.
+/// Operations on constants. With `narrow` the result is bf16, else f32.
 #[backend_extension(Flex)]
 pub(crate) trait Native: Backend {
     /// A bf16 weight `[k, n]` in panels.
     fn pack(weight: FloatTensor<Self>) -> FloatTensor<Self>;
     /// x / rms(x) × (1 + scale), `scale [w]`.
-    fn rms_norm(x: FloatTensor<Self>, scale: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm(x: FloatTensor<Self>, scale: FloatTensor<Self>, narrow: bool) -> FloatTensor<Self>;
     /// x / rms(x) × (1 + scale) + shift, x `[b, t, w]`, scale and shift `[b or 1, 1, w]`.
     fn rms_norm_modulated(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
+        narrow: bool,
     ) -> FloatTensor<Self>;
     /// (x − mean) / deviation × gamma + beta.
-    fn layer_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        narrow: bool,
+    ) -> FloatTensor<Self>;
     /// Attention; `narrow`: the logits are rounded to the dtype of k. An empty mask admits everything.
     fn attention(
         q: FloatTensor<Self>,
@@ -48,9 +54,7 @@ pub(crate) trait Native: Backend {
         narrow: bool,
     ) -> FloatTensor<Self>;
     /// x + y.
-    fn sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// x + round(y × gate), gate `[b or 1, 1, w]`.
-    fn add_gated(x: FloatTensor<Self>, y: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn sum(x: FloatTensor<Self>, y: FloatTensor<Self>, narrow: bool) -> FloatTensor<Self>;
     /// The halves of the last axis rotated, in bf16 if `narrow`, else f32.
     fn rope(x: FloatTensor<Self>, sin: FloatTensor<Self>, cos: FloatTensor<Self>, narrow: bool) -> FloatTensor<Self>;
 }
@@ -62,7 +66,7 @@ pub(crate) trait Differentiable: Backend {
     fn gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
     /// gelu′(x) × grad.
     fn gelu_tanh_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// round(gelu(gate)) × up.
+    /// gelu(gate) × up.
     fn geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     /// x `[m, k]` times a packed weight of n columns, in bf16 if `narrow`, else f32. The weight is a constant.
     fn linear_packed(x: FloatTensor<Self>, packed: FloatTensor<Self>, n: usize, narrow: bool) -> FloatTensor<Self>;

@@ -19,12 +19,13 @@ fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
+/// In bf16 each step is rounded, and so are the constants: see [`gelu`](super::gelu).
 pub(crate) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let dtype = x.dtype();
-    let x = wide(x);
+    let (cubic, root) =
+        if x.dtype() == DType::BF16 { (0.044_677_734_4, 0.796_875) } else { (0.044_715, 0.797_884_560_802_865_4) };
     let cube = x.clone() * x.clone() * x.clone();
-    let tanh = ((x.clone() + cube * 0.044_715) * 0.797_884_560_802_865_4).tanh();
-    narrow(x * 0.5 * (tanh + 1.0), dtype)
+    let tanh = ((x.clone() + cube * cubic) * root).tanh();
+    x * ((tanh + 1.0) * 0.5)
 }
 
 /// x / rms(x), in f32.
@@ -34,24 +35,21 @@ fn by_rms<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x / (mean + EPSILON).sqrt()
 }
 
-pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, scale: Tensor<1>) -> Tensor<D> {
-    let dtype = x.dtype();
-    narrow(by_rms(x) * wide(scale + 1.0).unsqueeze::<D>(), dtype)
+pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, scale: Tensor<1>, out: DType) -> Tensor<D> {
+    narrow(by_rms(x) * (wide(scale) + 1.0).unsqueeze::<D>(), out)
 }
 
-pub(crate) fn rms_norm_modulated(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>) -> Tensor<3> {
-    let dtype = x.dtype();
-    narrow(by_rms(x) * wide(scale + 1.0) + wide(shift), dtype)
+pub(crate) fn rms_norm_modulated(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, out: DType) -> Tensor<3> {
+    narrow(by_rms(x) * (wide(scale) + 1.0) + wide(shift), out)
 }
 
-pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, beta: Tensor<1>) -> Tensor<D> {
-    let dtype = x.dtype();
+pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, beta: Tensor<1>, out: DType) -> Tensor<D> {
     let x = wide(x);
     let mean = x.clone().mean_dim(D - 1);
     let square = (x.clone() * x.clone()).mean_dim(D - 1);
     let spread = (square - mean.clone() * mean.clone()).clamp_min(0.0);
     let factor = (spread + EPSILON).sqrt().recip() * wide(gamma).unsqueeze::<D>();
-    narrow((x - mean) * factor + wide(beta).unsqueeze::<D>(), dtype)
+    narrow((x - mean) * factor + wide(beta).unsqueeze::<D>(), out)
 }
 
 pub(crate) fn rope(x: Tensor<4>, sin: Tensor<3>, cos: Tensor<3>, out: DType) -> Tensor<4> {
@@ -87,6 +85,15 @@ pub(crate) fn attention(
             logits.reshape([b, heads, t, group, s]).mask_fill(hidden, MASKED).reshape([b, heads, t * group, s])
         }
     };
-    let weights = narrow(softmax(logits, 3), v.dtype());
+    let weights = if in_dtype { softmax_step_by_step(logits, dtype) } else { narrow(softmax(logits, 3), v.dtype()) };
     weights.matmul(v).reshape([b, heads, t, group, h]).permute([0, 2, 1, 3, 4]).reshape([b, t, n, h])
+}
+
+/// Softmax as XLA has it in bf16: the difference to the largest, the exponential and the sum are rounded, but the sum is
+/// taken over exponentials that are not. In f32 it is the usual one.
+fn softmax_step_by_step(logits: Tensor<4>, dtype: DType) -> Tensor<4> {
+    let most = logits.clone().max_dim(3);
+    let e = wide(narrow(logits - most, dtype)).exp();
+    let sum = wide(narrow(e.clone().sum_dim(3), dtype));
+    narrow(wide(narrow(e, dtype)) / sum, dtype)
 }

@@ -177,8 +177,22 @@ fn gelu_is_exact_to_three_tenths_of_a_millionth() {
         assert!((f64::from(*y) - truth).abs() <= 3e-7 * truth.abs(), "gelu({x}) = {y:e}, {truth:e}");
     }
     let narrow = random([999], 1, 8.0, DType::BF16);
-    let truth: Vec<f64> = values(&narrow).into_iter().map(|x| gelu_truth(f64::from(x))).collect();
-    rounds_to(&values(&gelu_tanh(narrow)), &truth, 1e-9);
+    let near: Vec<f64> = values(&narrow).into_iter().map(|x| gelu_truth(f64::from(x))).collect();
+    for (y, truth) in values(&gelu_tanh(narrow)).iter().zip(near) {
+        assert!((f64::from(*y) - truth).abs() <= 0.04, "{y:e}, {truth:e}");
+    }
+}
+
+#[test]
+fn gelu_in_bf16_is_the_chain_of_operations_for_every_number() {
+    let all: Vec<bf16> =
+        (0..=u16::MAX).map(bf16::from_bits).filter(|x| x.is_finite() && x.to_f32().abs() < 1e9).collect();
+    let x = Tensor::<1>::from_data(TensorData::new(all.clone(), [all.len()]), (&Device::flex(), DType::BF16));
+    let composed = values(&plain::gelu_tanh(x.clone()));
+    for ((x, y), composed) in all.iter().zip(values(&gelu_tanh(x))).zip(composed) {
+        assert_eq!(y.to_bits(), super::gelu::step_by_step(*x).to_f32().to_bits(), "{x}");
+        assert!((y - composed).abs() <= y.abs() * 8e-3 + 1e-38, "{x}: {y}, by Burn's operations {composed}");
+    }
 }
 
 #[test]
@@ -190,7 +204,8 @@ fn gelu_of_what_is_no_number() {
 
 #[test]
 fn gelu_and_geglu_have_the_gradients_of_their_compositions() {
-    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1.2e-2)] {
+    // In bf16 the composition rounds every step of the derivative as well; ours rounds it once.
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 3e-2)] {
         let make = |seed| random([31, 97], seed, 3.0, dtype).autodiff().require_grad();
         let (x, up, weights) = (make(1), make(2), random([31, 97], 3, 1.0, dtype).autodiff());
         close(&gelu_tanh(x.clone()), &plain::gelu_tanh(x.clone()), tolerance);
@@ -214,19 +229,23 @@ fn norms_equal_their_compositions() {
         for width in [1, 5, 16, 48, 1024, 1152] {
             let x = random([2, 7, width], 1, 4.0, dtype);
             let (scale, beta) = (random([width], 2, 1.0, dtype), random([width], 3, 1.0, dtype));
-            close(&rms_norm(x.clone(), scale.clone()), &plain::rms_norm(x.clone(), scale.clone()), tolerance);
-            let found = layer_norm(x.clone() + 0.5, scale.clone(), beta.clone());
-            close(&found, &plain::layer_norm(x.clone() + 0.5, scale, beta), tolerance * 4.0);
+            close(
+                &rms_norm(x.clone(), scale.clone(), dtype),
+                &plain::rms_norm(x.clone(), scale.clone(), dtype),
+                tolerance,
+            );
+            let found = layer_norm(x.clone() + 0.5, scale.clone(), beta.clone(), dtype);
+            close(&found, &plain::layer_norm(x.clone() + 0.5, scale, beta, dtype), tolerance * 4.0);
             for batch in [1, 2] {
                 let (scale, shift) =
                     (random([batch, 1, width], 4, 1.0, dtype), random([batch, 1, width], 5, 1.0, dtype));
-                let found = rms_norm_modulated(x.clone(), scale.clone(), shift.clone());
-                close(&found, &plain::rms_norm_modulated(x.clone(), scale, shift), tolerance);
+                let found = rms_norm_modulated(x.clone(), scale.clone(), shift.clone(), dtype);
+                close(&found, &plain::rms_norm_modulated(x.clone(), scale, shift, dtype), tolerance);
             }
         }
         let view = random([64, 3, 9], 6, 1.0, dtype).permute([2, 1, 0]).narrow(0, 2, 5);
         let scale = random([64], 7, 1.0, DType::F32);
-        close(&rms_norm(view.clone(), scale.clone()), &plain::rms_norm(view, scale), tolerance);
+        close(&rms_norm(view.clone(), scale.clone(), dtype), &plain::rms_norm(view, scale, dtype), tolerance);
     }
 }
 
@@ -234,9 +253,9 @@ fn norms_equal_their_compositions() {
 fn a_tracked_norm_has_gradients_of_all_its_inputs() {
     let x = random([2, 3, 16], 1, 1.0, DType::F32).autodiff().require_grad();
     let scale = random([16], 2, 1.0, DType::F32).autodiff().require_grad();
-    let grads = rms_norm(x.clone(), scale.clone()).powf_scalar(2.0).sum().backward();
+    let grads = rms_norm(x.clone(), scale.clone(), DType::F32).powf_scalar(2.0).sum().backward();
     assert!(x.grad(&grads).is_some() && scale.grad(&grads).is_some());
-    let grads = rms_norm(x.clone().inner(), scale.clone()).sum().backward();
+    let grads = rms_norm(x.clone().inner(), scale.clone(), DType::F32).sum().backward();
     assert!(scale.grad(&grads).is_some());
 }
 
@@ -290,12 +309,9 @@ fn a_tracked_attention_has_gradients() {
 fn residuals_equal_burns_own() {
     for (dtype, _) in DTYPES {
         let (x, y) = (random([2, 33, 50], 1, 1.0, dtype), random([2, 50, 33], 2, 1.0, dtype).swap_dims(1, 2));
-        assert_eq!(values(&add(x.clone(), y.clone())), values(&(x.clone() + y.clone())));
-        for batch in [1, 2] {
-            let gate = random([batch, 1, 50], 3, 1.0, dtype);
-            let found = add_gated(x.clone(), y.clone(), gate.clone());
-            assert_eq!(values(&found), values(&(x.clone() + y.clone() * gate)));
-        }
+        assert_eq!(values(&add(x.clone(), y.clone(), dtype)), values(&(x.clone() + y.clone())));
+        let wide = values(&(x.clone().cast(DType::F32) + y.clone().cast(DType::F32)));
+        assert_eq!(values(&add(x, y, DType::F32)), wide);
     }
 }
 

@@ -4,7 +4,7 @@
 //! trailing padding is rolled to its front; a decoded token skips one position ([`Next::Reference`]).
 //! Source: openpi 15a9616, models/pi0_fast.py and models/gemma_fast.py. Letters: B batch, S tokens, V vocabulary.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::cache::Cache;
 use super::language::{Attend, Depth, Read};
@@ -67,16 +67,15 @@ impl Pi {
         let [_, t] = observation.prompt.tokens.dims();
         let logits = self.llm.embed.decode(out.narrow(1, s - t, t - 1));
         taps.note(format_args!("train/logits"), &logits);
-        let log = activation::log_softmax(logits, 2);
-        let targets = observation.prompt.tokens.clone().narrow(1, 1, t - 1);
-        let picked = log.gather(2, targets.unsqueeze_dim::<3>(2)).squeeze_dim::<2>(2);
+        let targets = observation.prompt.tokens.clone().narrow(1, 1, t - 1).unsqueeze_dim::<3>(2);
+        let picked = log_softmax_of(logits, targets);
         let counted = observation.prompt.loss.clone().unwrap_or(Flags::all(b, t, false));
         let counted: Vec<f32> = (0..b)
             .flat_map(|r| counted.row(r)[1..].iter().map(|bit| f32::from(u8::from(*bit))).collect::<Vec<_>>())
             .collect();
         let counted = Tensor::<2>::from_data(TensorData::new(counted, [b, t - 1]), (&self.device(), DType::F32));
         let total = counted.clone().sum_dim(1).clamp_min(1.0);
-        let loss = ((picked.cast(DType::F32) * counted).sum_dim(1).neg() / total).squeeze_dim::<1>(1);
+        let loss = ((picked * counted).sum_dim(1).neg() / total).squeeze_dim::<1>(1);
         taps.note(format_args!("loss"), &loss);
         loss
     }
@@ -144,6 +143,16 @@ impl Pi {
             unused_keys,
         }
     }
+}
+
+/// `log softmax(logits)` at `targets [B, T, 1]`, f32 `[B, T]`. Logits in bf16 are reduced as XLA reduces them: difference,
+/// sum and logarithm are rounded, exponentials and the result are not.
+fn log_softmax_of(logits: Tensor<3>, targets: Tensor<3, Int>) -> Tensor<2> {
+    let dtype = logits.dtype();
+    let z = logits.clone() - logits.max_dim(2);
+    let sum = z.clone().cast(DType::F32).exp().sum_dim(2).cast(dtype);
+    let log = sum.cast(DType::F32).log().cast(dtype);
+    (z.gather(2, targets).cast(DType::F32) - log.cast(DType::F32)).squeeze_dim::<2>(2)
 }
 
 fn outputs(read: &Read) -> Tensor<3> {

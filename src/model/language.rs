@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
 use super::cache::Cache;
-use super::linear::{FromHeads, IntoHeads, Linear, param, wider};
+use super::linear::{FromHeads, IntoHeads, Linear, joined, param, wider};
 use super::norm::{Modulation, RmsNorm};
 use super::rope::Rope;
 use super::settings;
@@ -163,7 +163,7 @@ impl Language {
         }
         if depth == Depth::Whole {
             let norm = |(e, x): (usize, &Option<Tensor<3>>)| {
-                x.as_ref().map(|x| self.norms[e].forward(x.clone(), of(e).map(|m| &m.last)))
+                x.as_ref().map(|x| self.norms[e].forward(x.clone(), of(e).map(|m| &m.last), x.dtype()))
             };
             read.outputs = read.streams.iter().enumerate().map(norm).collect();
         }
@@ -222,7 +222,7 @@ impl Expert {
 
     /// `gelu(x gate) * (x up)`, then down.
     fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.wide(kernels::geglu(self.gate.forward(x.clone()), self.up.forward(x)))
+        self.down.forward(kernels::geglu(self.gate.forward(x.clone()), self.up.forward(x)))
     }
 }
 
@@ -243,12 +243,13 @@ impl Block {
         for (e, x) in xs.iter().enumerate() {
             let Some(x) = x else { continue };
             let expert = &self.experts[e];
-            let x = expert.norm1.forward(x.clone(), modulation(e).map(|m| &m[0]));
+            let dtype = x.dtype();
+            let x = expert.norm1.forward(x.clone(), modulation(e).map(|m| &m[0]), dtype);
             if !only_cache {
-                q.push(expert.q.forward(x.clone(), true));
+                q.push(expert.q.forward(x.clone()));
             }
-            k.push(expert.k.forward(x.clone(), true));
-            v.push(expert.v.forward(x, false));
+            k.push(expert.k.forward(x.clone()));
+            v.push(expert.v.forward(x));
         }
         let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
         let dtype = v.dtype();
@@ -273,27 +274,19 @@ impl Block {
             let tokens = x.dims()[1];
             let o = expert.o.forward(y.clone().narrow(1, first, tokens));
             first += tokens;
-            let x = gated(x, o, m.map(|m| &m[0]));
-            let y = expert.feed_forward(expert.norm2.forward(x.clone(), m.map(|m| &m[1])));
-            Some(gated(x, y, m.map(|m| &m[1])))
+            let (x, unrounded) = joined(x, gated(o, m.map(|m| &m[0])));
+            let y = expert.feed_forward(expert.norm2.forward(unrounded, m.map(|m| &m[1]), dtype));
+            Some(kernels::add(x, gated(y, m.map(|m| &m[1])), dtype))
         };
         (xs.into_iter().enumerate().map(finish).collect(), kv)
     }
 }
 
-/// `x + y`, or `x + y * gate`, in the dtype of `x`: `y` comes unrounded where the device can give it so.
-fn gated(x: Tensor<3>, y: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
-    let dtype = x.dtype();
+/// What a layer adds, times its gate where the time has one.
+fn gated(y: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
     match modulation {
-        _ if y.dtype() != dtype => {
-            let y = match modulation {
-                Some(m) => y * m.gate.clone().cast(DType::F32),
-                None => y,
-            };
-            (x.cast(DType::F32) + y).cast(dtype)
-        }
-        Some(m) => kernels::add_gated(x, y, m.gate.clone()),
-        None => kernels::add(x, y),
+        Some(m) => y * m.gate.clone(),
+        None => y,
     }
 }
 

@@ -29,16 +29,24 @@ fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     x.reshape([rows, inputs]).matmul(weight).reshape(shape)
 }
 
+/// `x + y` as the stream goes on with it, and unrounded, as the next norm reads it: XLA rounds a sum in bf16 for the one
+/// and not for the other.
+pub(crate) fn joined(x: Tensor<3>, y: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    let dtype = x.dtype();
+    let sum = kernels::add(x.clone(), y.clone(), DType::F32);
+    let stream = if dtype == DType::F32 { sum.clone() } else { kernels::add(x, y, dtype) };
+    (stream, sum)
+}
+
 /// A weight whose content was rearranged for the CPU's matrix instructions: its shape before that.
 type Packed = Option<[usize; 2]>;
 
-/// `x weight` in the dtype of `x`; summed in f32 and, with `wide`, left so where the device can.
-fn times<const D: usize>(x: Tensor<D>, weight: &Param<Tensor<2>>, packed: Packed, wide: bool) -> Tensor<D> {
+/// `x weight` in the dtype of `x`; summed in f32, rounded once.
+fn times<const D: usize>(x: Tensor<D>, weight: &Param<Tensor<2>>, packed: Packed) -> Tensor<D> {
     let dtype = x.dtype();
-    let out = if wide { DType::F32 } else { dtype };
     match packed {
-        Some([k, n]) => kernels::linear_packed(x, weight.val(), k, n, out),
-        None => product(x, weight.val().cast(dtype)).cast(out),
+        Some([k, n]) => kernels::linear_packed(x, weight.val(), k, n, dtype),
+        None => product(x, weight.val().cast(dtype)),
     }
 }
 
@@ -85,22 +93,13 @@ impl Linear {
 
     /// `x [.., in]` to `[.., out]`, in the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.run(x, false)
-    }
-
-    /// The same, not yet rounded where the device can: for what is added to or multiplied by something else at once.
-    pub fn wide<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.run(x, true)
-    }
-
-    fn run<const D: usize>(&self, x: Tensor<D>, wide: bool) -> Tensor<D> {
         let dtype = x.dtype();
-        let mut y = times(x.clone(), &self.weight, self.packed, wide);
+        let mut y = times(x.clone(), &self.weight, self.packed);
         if let (Some(a), Some(b)) = (&self.lora_a, &self.lora_b) {
-            y = y.clone() + product(product(x, a.val().cast(dtype)), b.val().cast(dtype)).cast(y.dtype());
+            y = y + product(product(x, a.val().cast(dtype)), b.val().cast(dtype));
         }
         match &self.bias {
-            Some(bias) => y.clone() + bias.val().cast(y.dtype()).unsqueeze(),
+            Some(bias) => y + bias.val().cast(dtype).unsqueeze(),
             None => y,
         }
     }
@@ -145,10 +144,10 @@ impl IntoHeads {
         }
     }
 
-    /// `x [B, T, W]` to `[B, T, N, H]`, in the dtype of `x`; with `wide` not yet rounded where the device can.
-    pub fn forward(&self, x: Tensor<3>, wide: bool) -> Tensor<4> {
+    /// `x [B, T, W]` to `[B, T, N, H]`, in the dtype of `x`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<4> {
         let (dtype, [b, t, w], n) = (x.dtype(), x.dims(), self.heads);
-        let y = times(x.clone(), &self.weight, self.packed, wide);
+        let y = times(x.clone(), &self.weight, self.packed);
         let h = y.dims()[2] / n;
         let y = y.reshape([b, t, n, h]);
         let (Some(lora_a), Some(lora_b)) = (&self.lora_a, &self.lora_b) else { return y };
@@ -156,7 +155,7 @@ impl IntoHeads {
         let x = x.reshape([1, b * t, w]).expand([n, b * t, w]);
         let delta = x.matmul(lora_a.val().cast(dtype)).matmul(lora_b.val().cast(dtype));
         let delta = delta.reshape([n, b, t, h]).permute([1, 2, 0, 3]);
-        y.clone() + delta.mul_scalar(self.scale).cast(y.dtype())
+        y + delta.mul_scalar(self.scale)
     }
 
     /// Makes the weight ready for fast products on the CPU.
@@ -191,18 +190,18 @@ impl FromHeads {
         }
     }
 
-    /// `x [B, T, N, H]` to `[B, T, W]`, not yet rounded to the dtype of `x` where the device can.
+    /// `x [B, T, N, H]` to `[B, T, W]`, in the dtype of `x`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         let (dtype, [b, t, n, h]) = (x.dtype(), x.dims());
         let x = x.reshape([b, t, n * h]);
-        let y = times(x.clone(), &self.weight, self.packed, true);
+        let y = times(x.clone(), &self.weight, self.packed);
         let (Some(lora_a), Some(lora_b)) = (&self.lora_a, &self.lora_b) else { return y };
         // btnh,nhr->btr and btr,nrw->btw: openpi's einsum sums over the heads in both factors.
         let a = lora_a.val().cast(dtype);
         let rank = a.dims()[2];
         let b = lora_b.val().cast(dtype).sum_dim(0).squeeze_dim::<2>(0);
         let delta = product(product(x, a.reshape([n * h, rank])), b);
-        y.clone() + delta.mul_scalar(self.scale).cast(y.dtype())
+        y + delta.mul_scalar(self.scale)
     }
 
     /// Makes the weight ready for fast products on the CPU.

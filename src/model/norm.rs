@@ -1,10 +1,10 @@
 //! Norms: SigLIP's LayerNorm, Gemma's RMSNorm with a learned or an adaptive scale.
 //!
-//! Statistics are in f32 whatever comes in; the result is rounded once, to the dtype of the input.
+//! Statistics are in f32 whatever comes in; the result is rounded once.
 //! Sources: openpi 15a9616, models/gemma.py (`RMSNorm`), models/siglip.py (flax `LayerNorm`).
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::linear::{Linear, param};
 use crate::kernels;
@@ -24,9 +24,9 @@ impl LayerNorm {
         LayerNorm { gamma: param([width], device), beta: param([width], device) }
     }
 
-    /// Over the last axis of `x [B, T, D]`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        kernels::layer_norm(x, self.gamma.val(), self.beta.val())
+    /// Over the last axis of `x [B, T, D]`, in any float type, rounded to `out`.
+    pub fn forward(&self, x: Tensor<3>, out: DType) -> Tensor<3> {
+        kernels::layer_norm(x, self.gamma.val(), self.beta.val(), out)
     }
 }
 
@@ -82,11 +82,11 @@ impl RmsNorm {
         Some(Modulation { scale: part(0), shift: part(1), gate: part(2) })
     }
 
-    /// Over the last axis of `x [B, T, W]`. An adaptive norm needs its modulation.
-    pub fn forward(&self, x: Tensor<3>, modulation: Option<&Modulation>) -> Tensor<3> {
+    /// Over the last axis of `x [B, T, W]`, in any float type, rounded to `out`. An adaptive norm needs its modulation.
+    pub fn forward(&self, x: Tensor<3>, modulation: Option<&Modulation>, out: DType) -> Tensor<3> {
         match (&self.scale, modulation) {
-            (Some(scale), _) => kernels::rms_norm(x, scale.val()),
-            (None, Some(m)) => kernels::rms_norm_modulated(x, m.scale.clone(), m.shift.clone()),
+            (Some(scale), _) => kernels::rms_norm(x, scale.val(), out),
+            (None, Some(m)) => kernels::rms_norm_modulated(x, m.scale.clone(), m.shift.clone(), out),
             (None, None) => unreachable!("an adaptive norm runs with what modulates it"),
         }
     }

@@ -6,7 +6,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::linear::{Linear, param};
+use super::linear::{Linear, joined, param};
 use super::norm::LayerNorm;
 use super::settings;
 use super::tap::Taps;
@@ -103,7 +103,7 @@ impl Vision {
         for (l, block) in self.blocks.iter().enumerate() {
             x = block.forward(x, l, taps);
         }
-        let x = self.norm.forward(x);
+        let x = self.norm.forward(x, dtype);
         taps.note(format_args!("encoded"), &x);
         let x = self.head.forward(x);
         taps.note(format_args!("tokens"), &x);
@@ -140,13 +140,14 @@ impl Patch {
 
 impl Block {
     fn forward(&self, x: Tensor<3>, l: usize, taps: &mut Taps<'_>) -> Tensor<3> {
-        let y = self.attn.forward(self.norm1.forward(x.clone()));
+        let dtype = x.dtype();
+        let y = self.attn.forward(self.norm1.forward(x.clone(), dtype));
         taps.note(format_args!("block{l:02}/sa"), &y);
-        let x = kernels::add(x, y);
+        let (x, unrounded) = joined(x, y);
         taps.note(format_args!("block{l:02}/+sa"), &x);
-        let y = self.mlp.forward(self.norm2.forward(x.clone()));
+        let y = self.mlp.forward(self.norm2.forward(unrounded, dtype));
         taps.note(format_args!("block{l:02}/mlp"), &y);
-        let x = kernels::add(x, y);
+        let x = kernels::add(x, y, dtype);
         taps.note(format_args!("block{l:02}/+mlp"), &x);
         x
     }

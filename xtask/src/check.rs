@@ -53,7 +53,7 @@ const DOCUMENT: Step = Step {
 /// Code that only a GPU can run is at least compiled and linted; it needs no GPU and no toolkit.
 const LINT_CUDA: Step = Step {
     what: "lints of the CUDA build",
-    cargo: &["clippy", "--package", "pi0-burn", "--features", "cuda", "--all-targets", "--", "-D", "warnings"],
+    cargo: &["clippy", "--package", "pi0-burn", "--features", "cuda", "--lib", "--bins", "--", "-D", "warnings"],
     environment: &[],
     hint: "the findings are above; vendor/cubecl-llvm says what stands in for what",
 };
