@@ -154,6 +154,8 @@ def main():
     if args.taps == "all":  # the pixels as the network takes them
         given |= {f"in/image/{camera}": observation.images[camera] for camera in cameras}
         given = {name: array for name, array in given.items() if not name.startswith("in/image_u8/")}
+    elif "sample/noise" in given:  # the name it has in the sets of published size
+        given["in/noise"] = given.pop("sample/noise")
     args.out.mkdir(parents=True, exist_ok=True)
     save_file({name: jnp.asarray(array) for name, array in (given | taps).items()}, args.out / "io.safetensors")
     tolerances = tap_tolerances(args.dtype, taps, moved)

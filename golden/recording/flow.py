@@ -16,8 +16,12 @@ MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 
 
 def call(model, method, *args):
-    """`method(model, *args)`, compiled; the lambda is new each time so that nothing is taken from a cache."""
-    return nnx.jit(lambda model, *args: method(model, *args))(model, *args)
+    """`method(model, *args)`, compiled; the lambda is new each time so that nothing is taken from a cache.
+
+    Not nnx.jit, which hands all weights back as outputs and so copies them.
+    """
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, *args: method(nnx.merge(graph, state), *args))(state, *args)
 
 
 def exact_sines(pos, embedding_dim, min_period, max_period):
@@ -139,13 +143,14 @@ def small_taps(model, observation, inputs):
         v_t = model.action_out_proj(out[:, -model.action_horizon :])
         return tokens, cond, out, v_t, x_t + dt * v_t, time + dt
 
-    compiled = nnx.jit(step)
+    graph, state = nnx.split(model)
+    compiled = jax.jit(lambda state, *args: step(nnx.merge(graph, state), *args))
     for steps in (10, 3):
         # As in openpi, where num_steps is traced: dt is a weak f32 scalar, and time is summed up in f32.
         x_t, time, dt, v_ts = noise, jnp.asarray(1.0), -1.0 / jnp.asarray(steps), []
         dt = jax.lax.convert_element_type_p.bind(dt, new_dtype=np.dtype("float32"), weak_type=True, sharding=None)
         for index in range(steps):
-            tokens, cond, out, v_t, x_t, time = compiled(model, observation, x_t, time, dt, prefix.mask, prefix.kv)
+            tokens, cond, out, v_t, x_t, time = compiled(state, observation, x_t, time, dt, prefix.mask, prefix.kv)
             v_ts.append(v_t)
             if steps == 10 and index == 0:
                 taps |= {"step_t1/embed_suffix": tokens, "step_t1/suffix_out": out, "step_t1/v_t": v_t}
