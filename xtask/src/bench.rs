@@ -5,10 +5,12 @@
 //! that they hold on any machine. The checkpoint is read once before: both find the page cache in the same state.
 //!
 //! - [`floor`]: the floor
+//! - [`sample`]: a chunk, beside openpi's JAX and PyTorch
 //! - [`process`]: wall time, CPU time and peak memory of a child
 
 mod floor;
 pub(crate) mod process;
+mod sample;
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -38,6 +40,8 @@ pub(crate) struct Arguments {
 enum What {
     /// `pi0 convert` of a checkpoint against the machine's floor; exit 1 if a bar is missed
     Convert(Convert),
+    /// `pi0 sample` at the published size, beside openpi's JAX and PyTorch on the CPU
+    Sample(sample::Arguments),
     /// Decode every chunk of a checkpoint and write some bytes, as fast as this machine can
     #[command(hide = true)]
     Floor(floor::Arguments),
@@ -75,6 +79,7 @@ struct Convert {
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     match &arguments.what {
         What::Convert(arguments) => convert(root, arguments),
+        What::Sample(arguments) => sample::run(root, arguments),
         What::Floor(arguments) => floor::run(arguments).map(|()| true),
     }
 }
