@@ -217,7 +217,10 @@ fn table(report: &Report) -> String {
         let verdict = match (&line.fault, line.ok) {
             (Some(fault), _) => format!("WRONG: {fault}"),
             (None, true) => format!("ok ({})", line.allowed),
-            (None, false) => format!("WRONG: allowed is {}", line.allowed),
+            (None, false) => {
+                let at = line.at.as_ref().map_or(String::new(), |at| format!(" (first in {at})"));
+                format!("WRONG: allowed is {}{at}", line.allowed)
+            }
         };
         let ratio = line.error_ratio.map_or(String::new(), |r| format!("{r:.3}"));
         let _ = writeln!(

@@ -152,10 +152,10 @@ fn outputs(read: &Read) -> Tensor<3> {
 
 fn note_read(at: &str, read: &Read, taps: &mut Taps<'_>) {
     if let (Some(Some(stream)), true) = (read.streams.first(), taps.listening()) {
-        taps.note(format_args!("{at}/encoded"), stream);
-        taps.note(format_args!("{at}/pre_logits"), &outputs(read));
         taps.note(format_args!("{at}/kv_k"), &read.cache.keys());
         taps.note(format_args!("{at}/kv_v"), &read.cache.values());
+        taps.note(format_args!("{at}/encoded"), stream);
+        taps.note(format_args!("{at}/pre_logits"), &outputs(read));
     }
 }
 

@@ -149,11 +149,11 @@ impl Pi {
         let xs = vec![Some(prefix.tokens), Some(suffix.tokens.cast(self.activations()))];
         let modulations = [None, condition.modulations.as_ref()];
         let read = self.llm.forward(xs, &at, &modulations, None, Depth::Whole);
+        note_cache("full", &read.cache, taps);
         if let [Some(prefix), Some(suffix)] = &read.outputs[..] {
             taps.note(format_args!("full/prefix_out"), prefix);
             taps.note(format_args!("full/suffix_out"), suffix);
         }
-        note_cache("full", &read.cache, taps);
         let v_t = self.velocity(&read.outputs, horizon);
         taps.note(format_args!("full/v_t"), &v_t);
         let loss = (v_t.cast(DType::F32) - u_t).square().mean_dim(2).squeeze_dim::<2>(2);
@@ -167,10 +167,10 @@ impl Pi {
         let at = self.attend(&Positions::counted(&prefix.mask, |_| 0), &mask);
         let depth = if taps.listening() { Depth::Whole } else { Depth::Cache };
         let read = self.llm.forward(vec![Some(prefix.tokens), None], &at, &[], None, depth);
+        note_cache("prefix", &read.cache, taps);
         if let Some(Some(out)) = read.outputs.first() {
             taps.note(format_args!("prefix/out"), out);
         }
-        note_cache("prefix", &read.cache, taps);
         Context { cache: read.cache, mask: prefix.mask }
     }
 

@@ -32,6 +32,8 @@ pub struct Line {
     pub reason: Option<String>,
     /// Is it near enough?
     pub ok: bool,
+    /// Where in a stack of layers the first one departs: `layer 1`.
+    pub at: Option<String>,
     /// What is wrong beyond numbers: a shape, NaN, an array that the model does not produce.
     pub fault: Option<String>,
 }
@@ -65,6 +67,7 @@ fn fault(name: &str, golden: &Array, fault: String) -> Line {
         allowed: String::new(),
         reason: None,
         ok: false,
+        at: None,
         fault: Some(fault),
     }
 }
@@ -87,6 +90,7 @@ fn line(set: &Set, name: &str, golden: &Array, ours: &Array) -> Line {
         allowed: String::new(),
         reason: None,
         ok: false,
+        at: None,
         fault: None,
     };
     if m.max_abs == 0.0 {
@@ -106,7 +110,17 @@ fn line(set: &Set, name: &str, golden: &Array, ours: &Array) -> Line {
     } else {
         in_f32(&mut line, tolerance);
     }
+    if !line.ok && golden.shape.len() == 5 && ["/kv_k", "/kv_v"].iter().any(|end| name.ends_with(end)) {
+        line.at = first_layer(&ours.values, &golden.values, golden.shape[0], m.max_abs);
+    }
     line
+}
+
+/// The first layer of `[L, ..]` that is off by a tenth of the largest difference.
+fn first_layer(ours: &[f32], golden: &[f32], layers: usize, max_abs: f64) -> Option<String> {
+    let n = golden.len() / layers.max(1);
+    let off = |l: &usize| measure(&ours[l * n..(l + 1) * n], &golden[l * n..(l + 1) * n]).max_abs > max_abs / 10.0;
+    (0..layers).find(off).map(|l| format!("layer {l}"))
 }
 
 fn in_f32(line: &mut Line, tolerance: &Tolerance) {

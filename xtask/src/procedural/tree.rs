@@ -33,6 +33,9 @@ struct Gemma {
     heads: u64,
     kv_heads: u64,
     head_size: u64,
+    /// Rank of the low-rank pairs: procedural weights have none.
+    #[serde(default)]
+    lora: u64,
 }
 
 #[derive(Deserialize)]
