@@ -432,7 +432,7 @@ fn actions_that_are_no_numbers_are_a_no() {
 #[test]
 fn help_teaches_by_example() {
     let text = done(&["sample", "--help"]);
-    for words in ["Examples:", "--random-observation", "--stop each-row"] {
+    for words in ["Examples:", "--random-observation", "--stop <STOP>", "each-row"] {
         assert!(text.contains(words), "{words}");
     }
 }
