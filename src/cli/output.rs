@@ -53,6 +53,11 @@ impl Mouth {
                     _ => None,
                 })
                 .map(|refused| refused.faults.iter().map(ToString::to_string).collect());
+            #[cfg(feature = "model")]
+            let faults = faults.or_else(|| {
+                let misfit: &super::observation::Error = error.downcast_ref()?;
+                Some(misfit.faults.iter().map(ToString::to_string).collect())
+            });
             let value = serde_json::json!({"error": format!("{error:#}"), "faults": faults});
             let _ = writeln!(std::io::stdout(), "{value:#}");
         } else {

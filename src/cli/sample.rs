@@ -27,6 +27,7 @@ use crate::model::fast::Next;
 use crate::model::settings::Head;
 use crate::sample::tokens::Stop;
 use crate::weights::anatomy::Anatomy;
+use crate::weights::convert::Progress as _;
 use crate::weights::load::{self, Load};
 use crate::weights::open::{Choice, Opened};
 use chunk::Kept;
@@ -202,7 +203,6 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         pool.build_global().context("--threads: the threads could not be started")?;
     }
     let path = resolve(&args.checkpoint, args.download, mouth)?;
-    let began = Instant::now();
     let opened = Opened::open(&path, &Choice { from: args.from.clone(), ..Choice::default() })?;
     let (scheme, settings) = understand(&opened, args.from.as_deref())?;
     let flow = settings.head != Head::Tokens;
@@ -219,6 +219,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         pack: packs(&device, args.dtype),
         digest: false,
     };
+    let began = Instant::now();
     let pi = load::load(&opened, &how, &device, mouth)?.pi;
     device.sync()?;
     let load_ms = runs::ms(began);
@@ -227,7 +228,6 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         Some(noise) => runs::repeated(&seen.rows, noise.value.rows),
         None => runs::repeated(&seen.rows, args.batch.map_or(seen.rows.rows, |n| n as usize)),
     };
-    use crate::weights::convert::Progress as _;
     mouth.phase("sampling", 0);
     let sampled = match &noise {
         Some(noise) => {

@@ -270,10 +270,15 @@ impl Fit<'_> {
     }
 
     fn images(&mut self) -> Cameras {
+        let rows = self.rows.as_ref().map_or(1, |(_, rows)| *rows);
         let mut all = vec![];
         for name in cameras(self.wanted.head) {
             let key = format!("image_mask/{name}");
-            let mask = self.take(&key, 0).and_then(|(array, _)| self.flags(&key, &array));
+            let mask = match self.keys.get(&key).is_some_and(|array| array.shape.is_empty()) {
+                // One word for all rows.
+                true => self.keys.remove(&key).and_then(|array| self.flags(&key, &array)).map(|bit| bit.repeat(rows)),
+                false => self.take(&key, 0).and_then(|(array, _)| self.flags(&key, &array)),
+            };
             let masked = mask.as_ref().is_some_and(|mask| !mask.contains(&true));
             let pixels = self.image(name, masked);
             all.push((name, pixels, mask));

@@ -233,7 +233,7 @@ impl Report {
         };
         let lines: Vec<String> = s.dims.iter().enumerate().map(|(dim, s)| column(dim, s)).collect();
         let half = lines.len().div_ceil(2);
-        writeln!(f, "          dim     mean   std     range")?;
+        writeln!(f, "         {:>4}  {:>8}   {:<7} range", "dim", "mean", "std")?;
         for (i, left) in lines.iter().take(half).enumerate() {
             let line = format!("         {left:<46}{}", lines.get(half + i).map_or("", String::as_str));
             writeln!(f, "{}", line.trim_end())?;
