@@ -122,6 +122,10 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub stop: Option<StopChoice>,
 
+    /// alpha / rank of the attention's LoRA, where it is not 1
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    pub lora_scale: f64,
+
     /// Where to compute: cpu, cuda:0
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -214,7 +218,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         from: args.from.clone(),
         parameters: args.dtype.parameters(),
         activations: args.dtype.activations(),
-        lora_scale: 1.0,
+        lora_scale: args.lora_scale,
         threads: args.threads.map_or_else(default_threads, usize::from),
         pack: packs(&device, args.dtype),
         digest: false,

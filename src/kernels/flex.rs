@@ -11,7 +11,7 @@ use half::bf16;
 use super::cpu::level;
 use super::number::Real;
 use super::ops::{Differentiable, Native};
-use super::{attention, gelu, norm, packed, residual, rope};
+use super::{attention, gelu, norm, packed, residual, rope, rows};
 
 type Float = FloatTensor<Flex>;
 
@@ -115,6 +115,14 @@ impl Native for Flex {
             (_, Some(k)) => filled(q.shape(), |out| call.narrow(q_, k, v.as_slice().expect("dense bf16"), out)),
             _ => panic!("attention takes f32 and bf16, not {:?}", k.dtype()),
         })
+    }
+
+    fn times_rows(x: Float, table: Float) -> Float {
+        let ([m, k], [v, _]) = (x.shape().dims(), table.shape().dims());
+        let (x, table) = (dense(x), dense(table));
+        with_elements!(x, |s: &[T]| filled::<T>([m, v].into(), |out| {
+            rows::times_rows_slices(s, table.as_slice::<T>().expect("dense"), k, out);
+        }))
     }
 
     fn sum(x: Float, y: Float, narrow: bool) -> Float {

@@ -27,6 +27,7 @@ mod packed;
 mod plain;
 mod residual;
 mod rope;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -36,3 +37,4 @@ pub use norm::{layer_norm, rms_norm, rms_norm_modulated};
 pub use packed::{linear_packed, pack, packed_shape, packs, unpack};
 pub use residual::add;
 pub use rope::rope;
+pub use rows::times_rows;

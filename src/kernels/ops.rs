@@ -53,6 +53,8 @@ pub(crate) trait Native: Backend {
         mask: BoolTensor<Self>,
         narrow: bool,
     ) -> FloatTensor<Self>;
+    /// x `[m, k]` times the transpose of `table [v, k]`, in their own dtype.
+    fn times_rows(x: FloatTensor<Self>, table: FloatTensor<Self>) -> FloatTensor<Self>;
     /// x + y.
     fn sum(x: FloatTensor<Self>, y: FloatTensor<Self>, narrow: bool) -> FloatTensor<Self>;
     /// The halves of the last axis rotated, in bf16 if `narrow`, else f32.

@@ -327,3 +327,16 @@ fn rope_equals_its_composition() {
         }
     }
 }
+
+#[test]
+fn logits_equal_the_product_with_the_turned_table() {
+    for (dtype, tolerance) in DTYPES {
+        for ([m, k], v) in [([1, 48], 1030), ([2, 2048], 515), ([16, 33], 7), ([17, 64], 40)] {
+            let (x, table) = (random([m, k], 1, 1.0, dtype), random([v, k], 2, 1.0, dtype));
+            let truth = x.clone().cast(DType::F32).matmul(table.clone().cast(DType::F32).transpose());
+            let found = times_rows(x, table);
+            assert_eq!(found.dtype(), dtype);
+            close(&found.cast(DType::F32), &truth, tolerance);
+        }
+    }
+}

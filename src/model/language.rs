@@ -198,7 +198,7 @@ impl Embed {
         let table = self.weight.val();
         let dtype = wider(x.dtype(), table.dtype());
         let ([b, t, w], [v, _]) = (x.dims(), table.dims());
-        let y = x.reshape([b * t, w]).cast(dtype).matmul(table.cast(dtype).transpose());
+        let y = kernels::times_rows(x.reshape([b * t, w]).cast(dtype), table.cast(dtype));
         y.reshape([b, t, v])
     }
 }

@@ -127,10 +127,10 @@ impl Settings {
             {
                 faults.push(format!("expert {e} attends with other layers or heads than expert 0"));
             }
-            if x.kv_heads == 0 || x.heads % x.kv_heads != 0 {
+            if x.kv_heads == 0 || !x.heads.is_multiple_of(x.kv_heads) {
                 faults.push(format!("expert {e}: {} heads do not share {} kv heads", x.heads, x.kv_heads));
             }
-            if x.head_size % 2 != 0 {
+            if !x.head_size.is_multiple_of(2) {
                 faults.push(format!("expert {e}: a head of {} has no two halves to rotate", x.head_size));
             }
             if x.adaptive != (e == 1 && matches!(self.head, Head::Adaptive { .. })) {
@@ -140,7 +140,7 @@ impl Settings {
                 ));
             }
         }
-        if self.vision.heads == 0 || self.vision.width % self.vision.heads != 0 {
+        if self.vision.heads == 0 || !self.vision.width.is_multiple_of(self.vision.heads) {
             faults.push(format!("SigLIP: {} heads do not share a width of {}", self.vision.heads, self.vision.width));
         }
         if self.vision.tokens.isqrt().pow(2) != self.vision.tokens {

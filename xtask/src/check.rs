@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::tidy;
+use crate::{golden, tidy};
 
 /// A step that is a cargo command.
 struct Step {
@@ -28,7 +28,7 @@ const TEST: Step = Step {
 /// The one feature that is off by default: downloads, against a server on the loopback.
 const TEST_DOWNLOAD: Step = Step {
     what: "tests of downloading",
-    cargo: &["test", "--package", "pi0-burn", "--features", "gcs", "--test", "download"],
+    cargo: &["test", "--package", "pi0-burn", "--no-default-features", "--features", "gcs", "--test", "download"],
     environment: &[],
     hint: "the failing tests are named above",
 };
@@ -74,11 +74,21 @@ pub(crate) fn run(root: &Path) -> Result<bool> {
 fn steps(root: &Path, tally: &mut Tally) -> Result<bool> {
     Ok(cargo(root, &TEST, Some(&mut *tally))?
         && cargo(root, &TEST_DOWNLOAD, Some(&mut *tally))?
+        && procedural_sets(root)?
         && cargo(root, &FORMAT, None)?
         && cargo(root, &LINT, None)?
         && house_rules(root)?
         && cargo(root, &DOCUMENT, None)?
         && cargo(root, &LINT_CUDA, None)?)
+}
+
+fn procedural_sets(root: &Path) -> Result<bool> {
+    println!("== golden sets of procedural weights: cargo xtask golden");
+    let ok = golden::tiny(root)?;
+    if !ok {
+        println!("check: a set departs: its lines above say where");
+    }
+    Ok(ok)
 }
 
 fn house_rules(root: &Path) -> Result<bool> {

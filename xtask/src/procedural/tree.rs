@@ -101,6 +101,7 @@ pub(crate) fn leaves(root: &Path, name: &str) -> Result<Vec<Leaf>> {
         "{name}: a flow head needs two experts, a token head one; found {}",
         experts.len()
     );
+    ensure!(experts.iter().all(|expert| expert.lora == 0), "{name}: procedural weights have no low-rank pairs");
     let mut tree = Tree { leaves: Vec::new(), gain: embedding_gain(model.head) };
     tree.vision(siglip, experts[0].width);
     tree.put("PaliGemma/llm/embedder/input_embedding", &[model.vocabulary, experts[0].width]);

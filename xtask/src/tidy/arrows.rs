@@ -33,7 +33,7 @@ const ROOMS: [Room; 16] = [
     Room { name: "train", uses: &["sample", "data"] },
     Room { name: "serve", uses: &["sample", "data"] },
     Room { name: "config", uses: &["verify", "train", "serve"] },
-    Room { name: "device", uses: &[] },
+    Room { name: "device", uses: &["kernels"] },
     Room { name: "cli", uses: &["verify", "train", "serve", "config", "device"] },
     Room { name: "main", uses: &["cli"] },
 ];
