@@ -110,7 +110,8 @@ fn built(root: &Path, arguments: &Arguments) -> Result<PathBuf> {
     ensure!(output.status.success(), "building pi0 failed: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
     let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|m| m["executable"].as_str().map(PathBuf::from)).last();
+    let mut executables = messages.filter_map(|m| m["executable"].as_str().map(PathBuf::from));
+    let executable = executables.next_back();
     executable.context("cargo built no program")
 }
 

@@ -305,15 +305,17 @@ fn checkpoints(ground: &Ground, arguments: &Arguments) -> Result<Vec<(String, Pa
 ///
 /// # Errors
 /// There is none: the item says why.
-fn checkpoint_of(weights: &Weights, folder: &Path, wanted: &[String]) -> Result<PathBuf, Item> {
+fn checkpoint_of(weights: &Weights, folder: &Path, wanted: &[String]) -> Result<PathBuf, Box<Item>> {
     match weights {
         Weights::Stored(path) => Ok(path.clone()),
         Weights::Procedural { model, tiny } if *tiny || wanted.contains(model) => {
-            synthetic(folder, model, *tiny).map_err(|error| Item::failed(model, format!("{error:#}")))
+            synthetic(folder, model, *tiny).map_err(|error| Box::new(Item::failed(model, format!("{error:#}"))))
         }
-        Weights::Procedural { model, .. } => {
-            Err(Item::new(model, Verdict::Skipped, format!("needs a full-size checkpoint: add --synthetic {model}")))
-        }
+        Weights::Procedural { model, .. } => Err(Box::new(Item::new(
+            model,
+            Verdict::Skipped,
+            format!("needs a full-size checkpoint: add --synthetic {model}"),
+        ))),
     }
 }
 

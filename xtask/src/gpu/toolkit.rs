@@ -101,8 +101,8 @@ pub(super) fn roots(named: Option<&Path>) -> Vec<PathBuf> {
         return vec![named.to_owned()];
     }
     let mut roots: Vec<PathBuf> = ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"]
-        .iter()
-        .filter_map(|name| std::env::var_os(name))
+        .into_iter()
+        .filter_map(std::env::var_os)
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)
         .collect();

@@ -122,7 +122,7 @@ pub(super) fn verify(
     programs: &Programs,
     device: &str,
     sets: &[Set],
-    mut checkpoint: impl FnMut(&Weights) -> Result<PathBuf, Item>,
+    mut checkpoint: impl FnMut(&Weights) -> Result<PathBuf, Box<Item>>,
 ) -> Vec<Item> {
     if sets.is_empty() {
         let says = format!("no {SET} below {GOLDEN}/ names `{WEIGHTS}`");
@@ -131,7 +131,7 @@ pub(super) fn verify(
     let one = |set: &Set| {
         let weights = match checkpoint(&set.weights) {
             Ok(weights) => weights,
-            Err(item) => return Item { name: set.name.clone(), ..item },
+            Err(item) => return Item { name: set.name.clone(), ..*item },
         };
         let mut arguments = words(&["verify", "--json", "--device", device]);
         arguments.extend(["--checkpoint".into(), weights.into()]);
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(items[2].says, "exit status: 2: no weights");
         let none = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &[], there));
         assert_eq!(none[0].verdict, Verdict::Skipped);
-        let absent = |_: &Weights| Err(Item::new("", Verdict::Skipped, "12 GB"));
+        let absent = |_: &Weights| Err(Box::new(Item::new("", Verdict::Skipped, "12 GB")));
         let items = tried(text, "", |ground, programs| verify(ground, programs, "cpu", &sets, absent));
         assert_eq!((items[1].name.as_str(), items[1].says.as_str()), ("two", "12 GB"));
     }
