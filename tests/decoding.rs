@@ -15,12 +15,6 @@ use pi0_burn::verify::set::Set;
 use pi0_burn::weights::load::{Load, load};
 use pi0_burn::weights::open::{Choice as Tree, Opened};
 
-struct Silent;
-impl pi0_burn::weights::convert::Progress for Silent {
-    fn phase(&self, _: &str, _: u64) {}
-    fn at(&self, _: u64) {}
-}
-
 /// The model of a golden set, and its observation.
 fn golden(name: &str) -> (Pi, Observation) {
     let set = Set::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)).expect("a set");
@@ -34,7 +28,7 @@ fn golden(name: &str) -> (Pi, Observation) {
         pack: false,
         digest: false,
     };
-    let pi = load(&opened, &how, &device("cpu").expect("the CPU"), &Silent).expect("a model").pi;
+    let pi = load(&opened, &how, &device("cpu").expect("the CPU"), &()).expect("a model").pi;
     let prompt = if set.arrays.contains_key("infer/tokenized_prompt") { "infer" } else { "in" };
     let observation = observation(&pi, &set, prompt).expect("an observation");
     (pi, observation)

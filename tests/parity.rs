@@ -11,12 +11,6 @@ use pi0_burn::verify::set::Set;
 use pi0_burn::weights::load::{Load, load};
 use pi0_burn::weights::open::{Choice, Opened};
 
-struct Silent;
-impl pi0_burn::weights::convert::Progress for Silent {
-    fn phase(&self, _: &str, _: u64) {}
-    fn at(&self, _: u64) {}
-}
-
 /// Sets whose weights are there; those of procedural weights are held by `cargo xtask golden`.
 fn sets() -> Vec<PathBuf> {
     let golden =
@@ -46,7 +40,7 @@ fn compared(path: &Path) -> Option<Vec<Line>> {
         pack: packs(&device, precision),
         digest: false,
     };
-    let pi = load(&opened, &how, &device, &Silent).unwrap_or_else(|e| panic!("{e:#}")).pi;
+    let pi = load(&opened, &how, &device, &()).unwrap_or_else(|e| panic!("{e:#}")).pi;
     let recording = record(&pi, &set).unwrap_or_else(|e| panic!("{e:#}"));
     Some(compare(&set, &recording))
 }

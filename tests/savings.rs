@@ -14,12 +14,6 @@ use pi0_burn::verify::record::observation;
 use pi0_burn::weights::load::{Load, load};
 use pi0_burn::weights::open::{Choice, Opened};
 
-struct Silent;
-impl pi0_burn::weights::convert::Progress for Silent {
-    fn phase(&self, _: &str, _: u64) {}
-    fn at(&self, _: u64) {}
-}
-
 fn model(name: &str) -> Pi {
     let device = device("cpu").expect("the CPU");
     let opened = Opened::open(&tool::checkpoint(name), &Choice::default()).expect("a checkpoint");
@@ -32,7 +26,7 @@ fn model(name: &str) -> Pi {
         pack: false,
         digest: false,
     };
-    load(&opened, &how, &device, &Silent).expect("a model").pi
+    load(&opened, &how, &device, &()).expect("a model").pi
 }
 
 /// One row, whose last camera is masked and whose prompt is padded; and noise for it.

@@ -141,8 +141,6 @@ impl Language {
 
     /// Reads tokens: `xs[e] [B, T, W]` of each expert, in order, after those in `cache`. Gives each expert's output after
     /// its last norm (nothing at [`Depth::Cache`]), and keys and values of all tokens, cached ones included.
-    ///
-    /// `states` hears the residual stream of each expert before the last norm.
     pub fn forward(
         &self,
         xs: Vec<Option<Tensor<3>>>,

@@ -4,7 +4,7 @@
 
 use std::fmt::Arguments;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 /// Where intermediates go.
 pub type Listener<'a> = dyn FnMut(&str, TensorData) + 'a;
@@ -48,13 +48,6 @@ impl<'a> Taps<'a> {
         let rows = x.dims()[0] / self.prefixes.len();
         for (i, prefix) in self.prefixes.iter().enumerate() {
             listener(&format!("{prefix}{name}"), x.clone().narrow(0, i * rows, rows).into_data());
-        }
-    }
-
-    /// Tells whole numbers.
-    pub fn note_int<const D: usize>(&mut self, name: &str, x: &Tensor<D, Int>) {
-        if let Some(listener) = &mut self.listener {
-            listener(name, x.to_data());
         }
     }
 

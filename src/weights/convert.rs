@@ -219,7 +219,7 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
         Target::Step(path) => {
             let stage = Stage::open(path, request.overwrite)?;
             let wrap = jax::Wrap { value: request.value, time_ns: request.time_ns, hashes: request.hashes };
-            let hashes = run.watched("converting", || {
+            let hashes = watched(&mover, progress, "converting", || {
                 jax::write(&mover, &plan, &stage.path().join("params"), &wrap, request.threads)
             })?;
             let mut files = vec![path.join("params")];
@@ -261,7 +261,9 @@ impl Run<'_> {
         let tensors: Vec<Tensor> = self.plan.outputs.iter().map(|o| o.tensor.clone()).collect();
         let count = tensors.len();
         let writer = Writer::create(path, tensors, self.metadata, self.request.max_shard_bytes)?;
-        self.watched("converting", || Ok(self.mover.run(&self.mover.units(|_| true), &writer)?))?;
+        watched(self.mover, self.progress, "converting", || {
+            Ok(self.mover.run(&self.mover.units(|_| true), &writer)?)
+        })?;
         let hashes = if self.request.hashes {
             self.progress.phase("hashing", 0);
             writer.hashes(self.request.threads)?.into_iter().map(Some).collect()
@@ -271,25 +273,29 @@ impl Run<'_> {
         self.progress.phase("syncing", 0);
         Ok((writer.publish()?, hashes))
     }
+}
 
-    /// Runs `work` while another thread tells how far it is.
-    fn watched<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let total = self.mover.units(|_| true).iter().map(|u| u.bytes).sum();
-        self.progress.phase(what, total);
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let watch = scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    self.progress.at(self.mover.done.load(Ordering::Relaxed));
-                    std::thread::park_timeout(std::time::Duration::from_millis(100));
-                }
-            });
-            let result = work();
-            over.store(true, Ordering::Relaxed);
-            watch.thread().unpark();
-            result
-        })
-    }
+/// Runs `work` while another thread tells how far the mover is.
+pub(super) fn watched<T>(
+    mover: &Mover<'_>,
+    progress: &dyn Progress,
+    what: &str,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    progress.phase(what, mover.units(|_| true).iter().map(|u| u.bytes).sum());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                progress.at(mover.done.load(Ordering::Relaxed));
+                std::thread::park_timeout(std::time::Duration::from_millis(100));
+            }
+        });
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        watch.thread().unpark();
+        result
+    })
 }
 
 fn put(stage: &Path, target: &Path, name: &Path, bytes: &[u8]) -> Result<PathBuf> {

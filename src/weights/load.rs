@@ -13,7 +13,7 @@ use remap::{Map, Memory, Mover, Options, Plan};
 use sha2::{Digest, Sha256};
 
 use super::anatomy::Anatomy;
-use super::convert::Progress;
+use super::convert::{Progress, watched};
 use super::open::Opened;
 use crate::model::Pi;
 use crate::model::settings::{Expert, Head, Lora, Settings, Vision};
@@ -126,9 +126,7 @@ pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progres
     let stop = AtomicBool::new(false);
     let memory = Memory::new(&plan);
     let mover = Mover::new(&plan, &*opened.source, &opened.arrays, None, remap::Settings::threads(how.threads), &stop);
-    let units = mover.units(|_| true);
-    progress.phase("reading weights", units.iter().map(|u| u.bytes).sum());
-    mover.run(&units, &memory)?;
+    watched(&mover, progress, "reading weights", || Ok(mover.run(&mover.units(|_| true), &memory)?))?;
     let mut bytes: BTreeMap<String, (Vec<u8>, DType)> = BTreeMap::new();
     for (output, slot) in plan.outputs.iter().zip(memory.bytes) {
         let data = slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
