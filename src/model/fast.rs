@@ -54,6 +54,9 @@ impl Pi {
     }
 
     /// Cross entropy of each next token where `token_loss_mask` counts it, its mean per row: `[B]`, f32.
+    ///
+    /// # Panics
+    /// The prompt has no `token_loss_mask`.
     pub fn compute_token_loss(&self, observation: &Observation, taps: &mut Taps<'_>) -> Tensor<1> {
         let inputs = self.embed_inputs(observation, Padding::Keep, taps);
         let mask = Mask::blocks(&inputs.mask, &inputs.ar);
@@ -69,7 +72,7 @@ impl Pi {
         taps.note(format_args!("train/logits"), &logits);
         let targets = observation.prompt.tokens.clone().narrow(1, 1, t - 1).unsqueeze_dim::<3>(2);
         let picked = log_softmax_of(logits, targets);
-        let counted = observation.prompt.loss.clone().unwrap_or(Flags::all(b, t, false));
+        let counted = observation.prompt.loss.as_ref().expect("training pi0-FAST takes a token_loss_mask");
         let counted: Vec<f32> = (0..b)
             .flat_map(|r| counted.row(r)[1..].iter().map(|bit| f32::from(u8::from(*bit))).collect::<Vec<_>>())
             .collect();

@@ -79,7 +79,7 @@ pub struct Prompt {
     pub tokens: Tensor<2, Int>,
     /// Which are no padding.
     pub mask: Flags,
-    /// pi0-FAST: which begin or continue the autoregressive part.
+    /// pi0-FAST: which begin or continue the autoregressive part; without it none does, as in a prompt to decode from.
     pub ar: Option<Flags>,
     /// pi0-FAST, training: which tokens count in the loss.
     pub loss: Option<Flags>,

@@ -27,7 +27,7 @@ pub fn is_input(name: &str) -> bool {
 pub fn find(name: &str, golden: &BTreeMap<String, Array>, recording: &Recording) -> Option<(String, Array)> {
     let exact = || recording.arrays.get(name).map(|a| (name.to_owned(), a.clone()));
     if let Some((at, part)) = name.rsplit_once('/')
-        && part.ends_with(['k', 'v'])
+        && (part.ends_with("kv_k") || part.ends_with("kv_v"))
         && let (Some(layers), Some(positions)) =
             (golden.get(&format!("{at}/kv_layers")), golden.get(&format!("{at}/kv_positions")))
     {
@@ -127,4 +127,20 @@ fn top(base: &str, ids: &Array, recording: &Recording) -> Option<(String, Array)
     let logits = recording.arrays.get("infer/prefill_last_logits")?;
     let values = ids.values.iter().map(|id| logits.values.get(*id as usize).copied()).collect::<Option<Vec<f32>>>()?;
     Some(("infer/prefill_last_logits".into(), Array::new(vec![values.len()], values)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_beside_kept_layers_is_no_part_of_a_cache() {
+        let one = |n: usize| Array::new(vec![n], vec![0.0; n]);
+        let golden: BTreeMap<String, Array> =
+            ["infer/kv_layers", "infer/kv_positions"].map(|name| (name.to_owned(), one(1))).into();
+        let mask = Array::new(vec![1, 3], vec![1.0, 1.0, 0.0]);
+        let recording = Recording { order: vec![], arrays: [("infer/aligned_mask".to_owned(), mask.clone())].into() };
+        let (_, found) = find("infer/aligned_mask", &golden, &recording).expect("it was recorded");
+        assert_eq!(found, mask);
+    }
 }
