@@ -37,7 +37,7 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Differentiable>::gelu_tanh(x.into_dispatch()))
 }
 
-/// `round(gelu_tanh(gate)) × up`: the gelu is rounded to the dtype before the product; both have a gradient.
+/// `gelu_tanh(gate) × up`: the gelu is rounded to the dtype before the product; both have a gradient.
 ///
 /// # Panics
 /// Where gate and up differ in shape or dtype.
