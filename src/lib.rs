@@ -2,6 +2,8 @@
 //!
 //! The rooms, in reading order:
 //! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
+//! - [`policy`]: robot data ⇄ model data, each step with its way back. No Burn.
+//! - `data`: LeRobot datasets as records that `policy` reads. No Burn.
 //! - `kernels`: the operations that Burn's CPU backend is too slow at. Every path through them gives the
 //!   same result but for the order of sums.
 //! - `model`: the network, written once for pi0, pi0.5 and pi0-FAST. It knows no file, no clock, no chance.
@@ -17,12 +19,15 @@ pub mod cache;
 pub mod cli;
 #[cfg(feature = "model")]
 pub mod config;
+#[cfg(feature = "robot")]
+pub mod data;
 #[cfg(feature = "model")]
 pub mod device;
 #[cfg(feature = "model")]
 pub mod kernels;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod policy;
 #[cfg(feature = "model")]
 pub mod sample;
 #[cfg(feature = "model")]

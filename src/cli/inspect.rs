@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::Answer;
 use super::fetch::resolve;
 use super::output::{Mouth, condense, shape, size, skeleton};
+use crate::policy::norm_stats;
 use crate::weights::anatomy::Anatomy;
-use crate::weights::norm_stats;
 use crate::weights::open::{Choice, LeftOut, Opened, Weights};
 
 const EXAMPLES: &str = "\

@@ -19,10 +19,10 @@ use super::decide::{
     pairs_stay_together, parameters, target_of, target_scheme, ties_agree, told_heads,
 };
 use super::jax;
-use super::norm_stats;
 use super::open::{Choice, Opened};
 use super::report::{Report, TargetLine};
 use super::stage::{Stage, may_replace};
+use crate::policy::norm_stats;
 
 /// Copies arrays under their own names, whatever they are.
 pub const AS_IS: &str = "as-is";

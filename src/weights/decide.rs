@@ -11,9 +11,9 @@ use remap::{Fate, From, Lora, Map, Options, Plan, Scheme, Tensor};
 use super::anatomy::Anatomy;
 use super::companions::Preset;
 use super::convert::{AS_IS, Request};
-use super::norm_stats::NormStats;
 use super::open::Opened;
 use super::stage::may_replace;
+use crate::policy::norm_stats::NormStats;
 
 /// Pieces of every published PaliGemma tokenizer: Gemma's, 1024 places and 128 segments.
 const PALIGEMMA_PIECES: u64 = 257_152;

@@ -10,7 +10,6 @@ pub mod diff;
 mod jax;
 #[cfg(feature = "model")]
 pub mod load;
-pub mod norm_stats;
 mod number;
 pub mod open;
 pub mod raw;

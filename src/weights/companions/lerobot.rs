@@ -14,7 +14,7 @@ use remap::Tensor;
 
 use super::json::Json;
 use super::{Companions, Kind, Request};
-use crate::weights::norm_stats::NormStats;
+use crate::policy::norm_stats::NormStats;
 
 /// LeRobot's name for a state vector.
 const STATE: &str = "observation.state";

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use orbax::Dtype;
 
 use super::anatomy::{Anatomy, grouped};
-use super::norm_stats::NormStats;
+use crate::policy::norm_stats::NormStats;
 
 mod giga;
 mod json;

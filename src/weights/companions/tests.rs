@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::policy::norm_stats::Stats;
 use crate::weights::anatomy::{Expert, Ranks, Tower};
-use crate::weights::norm_stats::Stats;
 
 const KINDS: [Kind; 3] = [Kind::Pi0, Kind::Pi05, Kind::Pi0Fast];
 

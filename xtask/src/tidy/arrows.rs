@@ -26,7 +26,7 @@ const ROOMS: [Room; 16] = [
     Room { name: "kernels", uses: &[] },
     Room { name: "model", uses: &["kernels"] },
     Room { name: "policy", uses: &[] },
-    Room { name: "weights", uses: &["remap", "model"] },
+    Room { name: "weights", uses: &["remap", "model", "policy"] },
     Room { name: "sample", uses: &["weights", "model"] },
     Room { name: "data", uses: &["policy"] },
     Room { name: "verify", uses: &["sample", "data"] },

@@ -1,0 +1,1 @@
+//! Recorded robot data: LeRobot datasets, their tables and their videos. No Burn.
