@@ -5,7 +5,7 @@
 //! - [`step`]: one step, and the chain of them. `apply` runs first to last, `undo` the same steps last to first.
 //! - `repack`, `robot`, `delta`, `normalize`, `image`, `prompt`, `pad`: the steps.
 //! - `tokenizer`, `fast`: text ⇄ tokens, action chunks ⇄ tokens.
-//! - [`norm_stats`]: the file of statistics that `normalize` goes by.
+//! - [`norm_stats`]: the file of statistics that `normalize` goes by; `statistics`: how they are computed, and held against data.
 //!
 //! Invariant: nothing here asks which model it is for; a chain is told (`state` in the prompt or as a token, which widths,
 //! which cameras). Source: openpi 15a9616, transforms.py and policies/.
@@ -15,5 +15,7 @@ pub mod array;
 pub mod norm_stats;
 #[cfg(feature = "robot")]
 pub mod record;
+#[cfg(feature = "robot")]
+pub mod statistics;
 #[cfg(feature = "robot")]
 pub mod step;
