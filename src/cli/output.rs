@@ -72,25 +72,36 @@ impl Mouth {
     }
 }
 
-impl Progress for Mouth {
-    fn phase(&self, what: &str, bytes: u64) {
+impl Mouth {
+    /// Work that is counted in something other than bytes; [`Progress::at`] tells how far it is.
+    pub fn count(&self, what: &str, total: u64) {
+        self.bar(what, total, "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} eta {eta}");
+    }
+
+    fn bar(&self, what: &str, total: u64, template: &str) {
         self.hush();
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let bar = if bytes == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(bytes) };
-        let template = match bytes {
-            0 => "{spinner} {msg} {elapsed}",
-            _ => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
-        };
+        let bar = if total == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(total) };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar.set_message(what.to_owned());
-        if bytes == 0 {
+        if total == 0 {
             bar.enable_steady_tick(std::time::Duration::from_millis(120));
         }
         *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
+    }
+}
+
+impl Progress for Mouth {
+    fn phase(&self, what: &str, bytes: u64) {
+        let template = match bytes {
+            0 => "{spinner} {msg} {elapsed}",
+            _ => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
+        };
+        self.bar(what, bytes, template);
     }
 
     fn at(&self, bytes: u64) {

@@ -9,10 +9,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 /// The file's name.
-const FILE: &str = "norm_stats.json";
+pub const FILE: &str = "norm_stats.json";
 /// A real one has some kilobytes.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Folders in folders; an asset id has one or two parts.
@@ -82,6 +83,81 @@ impl NormStats {
         }
         ensure!(!keys.is_empty(), "it has no statistics: expected keys such as state and actions");
         Ok(Self { asset_id: asset_id.into(), text, keys })
+    }
+}
+
+/// What other tools call state and actions.
+const ALIASES: [(&str, &[&str]); 2] = [("state", &["state", "observation.state"]), ("actions", &["actions", "action"])];
+
+/// The statistics of state and actions in any tool's file: openpi's and giga-models' `norm_stats.json`, LeRobot's
+/// `stats.json`, whose other entries (pictures, timestamps) are passed over. LeRobot's percentiles are weighted means of
+/// those of its episodes, so they are left out: they are no percentiles of the dataset.
+///
+/// # Errors
+/// A file that cannot be read or has neither; the key that is wrong.
+pub fn read_any(path: &Path) -> Result<NormStats> {
+    let shown = || path.display().to_string();
+    let about = std::fs::metadata(path).with_context(shown)?;
+    let file = if about.is_dir() { path.join(FILE) } else { path.to_owned() };
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let text = read_inside(&folder.canonicalize().with_context(shown)?, &file)?;
+    of_any_tool(text).with_context(|| file.display().to_string())
+}
+
+fn of_any_tool(text: Vec<u8>) -> Result<NormStats> {
+    let readable = std::str::from_utf8(&text).context("it is not UTF-8")?;
+    let document: Value = serde_json::from_str(&quote_bare_numbers(readable)).context("it is not JSON")?;
+    let entries = document.get("norm_stats").unwrap_or(&document);
+    let Value::Object(entries) = entries else { bail!("expected an object, found {}", kind(entries)) };
+    let mut keys = BTreeMap::new();
+    for (name, aliases) in ALIASES {
+        let mut found = aliases.iter().filter_map(|alias| Some((*alias, entries.get(*alias)?)));
+        let Some((alias, value)) = found.next() else { continue };
+        ensure!(found.next().is_none(), "{name}: it is there under two names, {}", aliases.join(" and "));
+        let mut stats = stats(alias, value)?;
+        // Only LeRobot counts, and only LeRobot averages percentiles.
+        if value.get("count").is_some() {
+            (stats.q01, stats.q99) = (None, None);
+        }
+        keys.insert(name.to_owned(), stats);
+    }
+    let there: Vec<&str> = entries.keys().map(String::as_str).take(8).collect();
+    ensure!(!keys.is_empty(), "no statistics of state or actions; there are {}", there.join(", "));
+    Ok(NormStats { asset_id: String::new(), text, keys })
+}
+
+/// The file's text as openpi writes it.
+///
+/// # Errors
+/// A number that is none: JSON has no word for it.
+pub fn text(keys: &[(&str, &Stats)]) -> Result<String> {
+    for (key, stats) in keys {
+        for (name, list) in stats.lists() {
+            ensure!(list.iter().all(|x| x.is_finite()), "{key}.{name}: a value is no number");
+        }
+    }
+    Ok(serde_json::to_string_pretty(&Document { norm_stats: Entries(keys) })?)
+}
+
+/// The file as it is written: keys in the order given, which a map would sort.
+#[derive(Serialize)]
+struct Document<'a> {
+    norm_stats: Entries<'a>,
+}
+
+struct Entries<'a>(&'a [(&'a str, &'a Stats)]);
+
+struct Lists<'a>(&'a Stats);
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().map(|(key, stats)| (key, Lists(stats))))
+    }
+}
+
+impl Serialize for Lists<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_map(self.0.lists())
     }
 }
 

@@ -124,3 +124,32 @@ fn a_file_too_large_to_be_one_is_refused() {
     let message = format!("{:#}", read_all(root.path()).expect_err("refused"));
     assert!(message.ends_with("larger than 16777216 bytes"), "{message}");
 }
+
+#[test]
+fn openpis_own_file_is_written_byte_for_byte() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/statistics/norm_stats_example.json");
+    let bytes = std::fs::read(path).unwrap();
+    let parsed = NormStats::parse("", bytes.clone()).unwrap();
+    let written = text(&[("state", &parsed.keys["state"]), ("actions", &parsed.keys["actions"])]).unwrap();
+    assert_eq!(written.as_bytes(), bytes.trim_ascii_end());
+}
+
+#[test]
+fn the_files_of_other_tools_are_read_for_state_and_actions() {
+    let lists = r#"{"mean": [1.0], "std": [2.0], "q01": [0.0], "q99": [3.0]}"#;
+    let giga = format!(r#"{{"norm_stats": {{"observation.state": {lists}, "action": {lists}}}}}"#);
+    let read = of_any_tool(giga.into_bytes()).unwrap();
+    assert_eq!(read.keys.keys().collect::<Vec<_>>(), ["actions", "state"]);
+    assert_eq!(read.keys["actions"].q99.as_deref(), Some(&[3.0][..]));
+
+    let counted = r#"{"mean": [1.0], "std": [2.0], "q01": [0.0], "q99": [3.0], "count": [98]}"#;
+    let picture = r#"{"mean": [[[0.5]]], "std": [[[0.1]]], "count": [98]}"#;
+    let lerobot = format!(r#"{{"action": {counted}, "observation.images.top": {picture}}}"#);
+    let read = of_any_tool(lerobot.into_bytes()).unwrap();
+    assert_eq!((read.keys.len(), read.keys["actions"].q01.as_ref()), (1, None));
+
+    let twice = format!(r#"{{"state": {lists}, "observation.state": {lists}}}"#);
+    assert!(of_any_tool(twice.into_bytes()).unwrap_err().to_string().contains("two names"));
+    let error = of_any_tool(b"{\"timestamp\": {}}".to_vec()).unwrap_err();
+    assert!(error.to_string().contains("there are timestamp"), "{error}");
+}

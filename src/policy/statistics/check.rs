@@ -108,6 +108,26 @@ pub fn check(
     Ok(all)
 }
 
+/// What follows from a deviation or a range of almost nothing; `None` where there is more.
+pub fn nearly_constant(summary: &super::Summary, quantiles: bool) -> Option<String> {
+    let (what, width) = match quantiles {
+        true => ("q99 - q01", summary.q99 - summary.q01),
+        false => ("std", summary.std),
+    };
+    constant(what, width, [summary.min, summary.max])
+}
+
+fn constant(what: &str, width: f64, range: [f64; 2]) -> Option<String> {
+    let size = range[0].abs().max(range[1].abs()).max(EPSILON);
+    (width <= NEAR_CONSTANT * size).then(|| {
+        format!(
+            "nearly constant: {what} is {width:.3e}, values reach {size:.3}. Normalising multiplies by {:.0}: the least \
+             movement becomes a huge number. Leave the element out, or widen its statistics by hand",
+            1.0 / (width + EPSILON)
+        )
+    })
+}
+
 fn one(values: &Values, stats: &Stats, element: usize, quantiles: bool) -> Element {
     let (mean, std) = (stats.mean[element], stats.std[element]);
     let percentiles = stats.q01.as_ref().zip(stats.q99.as_ref()).map(|(a, b)| [a[element], b[element]]);
@@ -133,13 +153,7 @@ fn one(values: &Values, stats: &Stats, element: usize, quantiles: bool) -> Eleme
         _ => ("std", std),
     };
     let farthest = normalized[0].abs().max(normalized[1].abs());
-    if width <= NEAR_CONSTANT * size {
-        findings.push(format!(
-            "nearly constant: {what} is {width:.3e}, values reach {size:.3}. Normalising multiplies by {:.0}: the least \
-             movement becomes a huge number. Leave the element out, or widen its statistics by hand",
-            1.0 / (width + EPSILON)
-        ));
-    }
+    findings.extend(constant(what, width, range));
     if farthest > FAR {
         findings.push(format!("normalised values reach {farthest:.1}; training has hardly seen beyond 3"));
     }

@@ -1,0 +1,112 @@
+//! States and actions of whole datasets, through the robot's own steps, as columns.
+//!
+//! Invariant: the steps are those of the policy; only pictures and prompts, which no statistics are made of, stay away.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rayon::prelude::*;
+
+use crate::cli::output::Mouth;
+use crate::config::train::Train;
+use crate::data::lerobot::{Columns as Rows, Dataset};
+use crate::policy::array::{Array, Values};
+use crate::policy::chain::Data;
+use crate::policy::record::{Record, nearest};
+use crate::policy::robot::Part;
+use crate::policy::statistics::{Columns, Motion};
+use crate::weights::convert::Progress as _;
+
+/// Frames that one thread takes through the steps at a time.
+const BLOCK: usize = 1 << 13;
+
+/// Reads the datasets, one after another.
+pub(super) fn gather(folders: &[PathBuf], preset: &Train, horizon: usize, mouth: &Mouth) -> Result<Motion> {
+    let data = preset.data.as_ref().with_context(|| {
+        format!("{}: its data are made up, so there is nothing to compute statistics of", preset.name)
+    })?;
+    let mut motion = Motion {
+        state: vec![],
+        actions: vec![],
+        episodes: vec![],
+        horizon,
+        delta: data.delta.as_ref().map(|delta| delta.mask.clone()).unwrap_or_default(),
+        picked: None,
+    };
+    let (mut state, mut actions) = (Columns::default(), Columns::default());
+    for folder in folders {
+        let within = || folder.display().to_string();
+        let dataset = Dataset::open(folder)?;
+        let [more_state, more_actions] = read(&dataset, preset, data, mouth).with_context(within)?;
+        for (all, more, key) in [(&mut state, more_state, "state"), (&mut actions, more_actions, "actions")] {
+            let (known, new) = (all.columns.len(), more.columns.len());
+            ensure!(known == 0 || known == new, "{}: {key} of {new} values, expected {known} as before", within());
+            all.extend(more);
+        }
+        let before = motion.frames();
+        motion.episodes.extend(dataset.episodes().iter().map(|e| before + e.frames.start..before + e.frames.end));
+    }
+    (motion.state, motion.actions) = (state.columns, actions.columns);
+    Ok(motion)
+}
+
+/// The dataset's key for one of the robot's.
+fn dataset_key<'a>(data: &'a Data, key: &'a str) -> &'a str {
+    let renamed = data.repack.iter().flatten().find(|(new, _)| new == key);
+    renamed.map_or(key, |(_, old)| old)
+}
+
+fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result<[Columns; 2]> {
+    let robot = &data.robot;
+    let parts: Vec<&Part> = robot.state.iter().chain([&robot.actions]).collect();
+    let keys: Vec<&str> = parts.iter().map(|part| dataset_key(data, &part.key)).collect();
+    let features = &dataset.info().features;
+    for (part, key) in parts.iter().zip(&keys) {
+        ensure!(
+            features.contains_key(*key),
+            "{key}: {} reads its {} here, and the dataset has no such feature; {}. Change [data.repack] in a preset of \
+             your own, or the robot",
+            preset.name,
+            part.key,
+            nearest(key, features.keys().map(String::as_str))
+        );
+    }
+    let frames = dataset.frames();
+    mouth.count("reading frames", frames as u64);
+    let rows: Vec<Rows> = dataset.columns(&keys, &|done| mouth.at(done))?;
+    let step = robot.vectors(data.adapt_to_pi).map_err(|fault| anyhow!("step robot-vectors: {fault}"))?;
+    mouth.phase("through the robot's steps", 0);
+    let blocks: Vec<usize> = (0..frames).step_by(BLOCK).collect();
+    let adapted: Vec<(Array, Array)> = blocks
+        .into_par_iter()
+        .map(|start| {
+            let end = (start + BLOCK).min(frames);
+            let mut record = Record::default();
+            for (part, rows) in parts.iter().zip(&rows) {
+                record.put_array(part.key.clone(), block(rows, start, end));
+            }
+            let record = step.columns(record).map_err(|fault| anyhow!("step robot-vectors: {fault}"))?;
+            Ok((record.array("state")?.clone(), record.array("actions")?.clone()))
+        })
+        .collect::<Result<_>>()?;
+    drop(rows);
+    let (state, actions): (Vec<Array>, Vec<Array>) = adapted.into_iter().unzip();
+    Ok([Columns::of(&state).map_err(anyhow::Error::msg)?, Columns::of(&actions).map_err(anyhow::Error::msg)?])
+}
+
+/// Rows `start..end`. A width of one loses its axis, as LeRobot has it.
+fn block(rows: &Rows, start: usize, end: usize) -> Array {
+    let width = rows.width;
+    fn cut<T: Clone>(values: &[T], width: usize, start: usize, end: usize) -> Vec<T> {
+        values[start * width..end * width].to_vec()
+    }
+    let values = match &rows.values {
+        Values::U8(x) => Values::U8(cut(x, width, start, end)),
+        Values::I32(x) => Values::I32(cut(x, width, start, end)),
+        Values::I64(x) => Values::I64(cut(x, width, start, end)),
+        Values::F32(x) => Values::F32(cut(x, width, start, end)),
+        Values::F64(x) => Values::F64(cut(x, width, start, end)),
+        Values::Bool(x) => Values::Bool(cut(x, width, start, end)),
+    };
+    Array::new([end - start, width], values)
+}
