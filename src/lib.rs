@@ -12,12 +12,11 @@
 //! - `sample`: from an observation to actions, by Euler steps or token by token.
 //! - `device`: the one place that names a backend or decides a dtype.
 //! - `verify`: the proof: the model run on recorded inputs, every intermediate compared with what JAX recorded.
-//! - `config`: `configs/model/*.toml` as settings.
+//! - [`config`]: `configs/*.toml` as settings: models, robots, presets.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
 
 pub mod cache;
 pub mod cli;
-#[cfg(feature = "model")]
 pub mod config;
 #[cfg(feature = "robot")]
 pub mod data;

@@ -1,9 +1,10 @@
 //! Robot data ⇄ model data: what openpi calls transforms, each with its way back, written once. No Burn, no files of weights.
 //!
 //! In reading order:
-//! - [`array`], [`record`]: what flows: arrays and texts under keys joined by `/`, as openpi's flattened dictionaries.
-//! - [`step`]: one step, and the chain of them. `apply` runs first to last, `undo` the same steps last to first.
-//! - `repack`, `robot`, `delta`, `normalize`, `image`, `prompt`, `pad`: the steps.
+//! - `array`, `record`: what flows: arrays and texts under keys joined by `/`, as openpi's flattened dictionaries.
+//! - `step`: one step, and the chain of them. `apply` runs first to last, `undo` the same steps last to first.
+//! - `task`, `repack`, `robot`, `delta`, `normalize`, `image`, `prompt`, `pad`: the steps.
+//! - `chain`: the steps of a preset, in their order.
 //! - `tokenizer`, `fast`: text ⇄ tokens, action chunks ⇄ tokens.
 //! - [`norm_stats`]: the file of statistics that `normalize` goes by; `statistics`: how they are computed, and held against data.
 //!
@@ -12,10 +13,26 @@
 
 #[cfg(feature = "robot")]
 pub mod array;
+#[cfg(feature = "robot")]
+pub mod chain;
+#[cfg(feature = "robot")]
+pub mod delta;
+#[cfg(feature = "robot")]
+pub mod image;
 pub mod norm_stats;
 #[cfg(feature = "robot")]
+pub mod normalize;
+#[cfg(feature = "robot")]
+pub mod pad;
+#[cfg(feature = "robot")]
 pub mod record;
+#[cfg(feature = "robot")]
+pub mod repack;
+#[cfg(feature = "robot")]
+pub mod robot;
 #[cfg(feature = "robot")]
 pub mod statistics;
 #[cfg(feature = "robot")]
 pub mod step;
+#[cfg(feature = "robot")]
+pub mod task;

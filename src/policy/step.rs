@@ -15,6 +15,16 @@ pub trait Step: fmt::Debug + Send + Sync {
     /// What it does, with its parameters, in a line for people.
     fn describe(&self) -> String;
 
+    /// Keys that [`Step::apply`] looks at; a `*` stands for any.
+    fn reads(&self) -> Vec<String> {
+        vec![]
+    }
+
+    /// Keys that [`Step::apply`] puts there or changes; a `*` stands for any.
+    fn writes(&self) -> Vec<String> {
+        vec![]
+    }
+
     /// Robot data → model data. `actions` are there in training and absent when sampling.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ mod preset;
 #[cfg(test)]
 mod tests;
 
-pub use preset::{Kind, Preset};
+pub use preset::{Kind, PRESETS, Preset};
 
 /// Files beside the weights, and what a reader should know about them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

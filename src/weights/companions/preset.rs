@@ -1,9 +1,9 @@
 //! openpi's training configurations by name: what a conversion can hold against the tensors.
 //!
-//! Source: openpi 15a9616, training/config.py, as data in `configs/openpi/presets.toml`. Invariant: a preset never
-//! changes what tensors are; it can only contradict them, or tell what no tensor tells.
+//! Source: openpi 15a9616, training/config.py, as data in `configs/train/`. Here only `[model]` is read; the rest is for
+//! those who feed or train the model. Invariant: a preset never changes what tensors are; it can only contradict them, or
+//! tell what no tensor tells.
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use anyhow::{Result, bail};
@@ -11,11 +11,51 @@ use serde::Deserialize;
 
 use crate::weights::anatomy::{Anatomy, Expert};
 
-/// The data.
-const PRESETS: &str = include_str!("../../../configs/openpi/presets.toml");
+/// A file of `configs/train/` by its name.
+macro_rules! presets {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../../configs/train/", $name, ".toml")))),*]
+    };
+}
+
+/// Every preset's name and file, sorted by name: the one list of them.
+pub const PRESETS: [(&str, &str); 31] = presets![
+    "debug",
+    "debug_pi05",
+    "debug_restore",
+    "paligemma_binning_droid",
+    "paligemma_binning_droid_jointpos",
+    "paligemma_diffusion_droid",
+    "paligemma_fast_droid",
+    "paligemma_fast_specialist_droid",
+    "paligemma_vq_droid",
+    "pi05_aloha",
+    "pi05_aloha_pen_uncap",
+    "pi05_droid",
+    "pi05_droid_finetune",
+    "pi05_droid_jointpos_polaris",
+    "pi05_full_droid_finetune",
+    "pi05_libero",
+    "pi0_aloha",
+    "pi0_aloha_pen_uncap",
+    "pi0_aloha_sim",
+    "pi0_aloha_towel",
+    "pi0_aloha_tupperware",
+    "pi0_droid",
+    "pi0_droid_jointpos_100k_polaris",
+    "pi0_droid_jointpos_polaris",
+    "pi0_fast_droid",
+    "pi0_fast_droid_jointpos_polaris",
+    "pi0_fast_full_droid_finetune",
+    "pi0_fast_libero",
+    "pi0_fast_libero_low_mem_finetune",
+    "pi0_libero",
+    "pi0_libero_low_mem_finetune",
+];
 
 /// A broken file is kept as its message: it is ours, and a test reads it.
-static ALL: LazyLock<Result<Vec<Preset>, String>> = LazyLock::new(|| parse(PRESETS));
+static ALL: LazyLock<Result<Vec<Preset>, String>> =
+    LazyLock::new(|| PRESETS.iter().map(|(name, text)| parse(name, text)).collect());
 
 /// The three models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -79,12 +119,20 @@ pub struct Preset {
     pub discrete_state_input: bool,
     /// What turns actions into tokens, where the model speaks in tokens: `fast`, `fast_specialist`, `binning`, `fsq`.
     pub action_tokenizer: Option<String>,
+    /// Where that is, if it is not the usual place.
+    pub action_tokenizer_path: Option<String>,
 }
 
-/// A preset as it stands in the file.
+/// A preset as it stands in its file.
+#[derive(Deserialize)]
+struct File {
+    model: Entry,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
+    #[serde(rename = "type")]
     model: Kind,
     action_dim: u64,
     action_horizon: u64,
@@ -93,12 +141,13 @@ struct Entry {
     action_expert_variant: Option<String>,
     discrete_state_input: Option<bool>,
     action_tokenizer: Option<String>,
+    action_tokenizer_path: Option<String>,
 }
 
-fn parse(text: &str) -> Result<Vec<Preset>, String> {
-    let entries: BTreeMap<String, Entry> = toml::from_str(text).map_err(|e| e.to_string())?;
-    let preset = |(name, e): (String, Entry)| Preset {
-        name,
+fn parse(name: &str, text: &str) -> Result<Preset, String> {
+    let File { model: e } = toml::from_str(text).map_err(|error| format!("{name}: {error}"))?;
+    Ok(Preset {
+        name: name.to_owned(),
         model: e.model,
         action_dim: e.action_dim,
         action_horizon: e.action_horizon,
@@ -107,11 +156,19 @@ fn parse(text: &str) -> Result<Vec<Preset>, String> {
         action_expert_variant: e.action_expert_variant,
         discrete_state_input: e.discrete_state_input.unwrap_or(e.model == Kind::Pi0Fast),
         action_tokenizer: e.action_tokenizer,
-    };
-    Ok(entries.into_iter().map(preset).collect())
+        action_tokenizer_path: e.action_tokenizer_path,
+    })
 }
 
 impl Preset {
+    /// A preset's `[model]`, from its file's text.
+    ///
+    /// # Errors
+    /// What the text is not.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        parse(name, text).map_err(anyhow::Error::msg)
+    }
+
     /// All of them, sorted by name.
     ///
     /// # Errors
@@ -119,7 +176,7 @@ impl Preset {
     pub fn all() -> Result<&'static [Self]> {
         match &*ALL {
             Ok(presets) => Ok(presets),
-            Err(message) => bail!("configs/openpi/presets.toml: {message}"),
+            Err(message) => bail!("{message}"),
         }
     }
 

@@ -9,12 +9,12 @@ use serde::Deserialize;
 
 use crate::model::settings::{Expert, Head, Lora, Settings, Vision};
 
-const VARIANTS: &str = include_str!("../configs/model/variants.toml");
+const VARIANTS: &str = include_str!("../../configs/model/variants.toml");
 /// The published models.
 const MODELS: [(&str, &str); 3] = [
-    ("pi0", include_str!("../configs/model/pi0.toml")),
-    ("pi05", include_str!("../configs/model/pi05.toml")),
-    ("pi0_fast", include_str!("../configs/model/pi0_fast.toml")),
+    ("pi0", include_str!("../../configs/model/pi0.toml")),
+    ("pi05", include_str!("../../configs/model/pi05.toml")),
+    ("pi0_fast", include_str!("../../configs/model/pi0_fast.toml")),
 ];
 
 #[derive(Deserialize)]
