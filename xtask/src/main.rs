@@ -4,6 +4,7 @@
 //! - [`tidy`]: the house rules that a machine can hold: arrows between rooms, sizes, names, heads, tours
 //! - [`synth`]: full-size checkpoints with weights that any language can regenerate bit for bit
 //! - [`mod@bench`]: what a verb costs, beside what the machine itself needs for the same bytes
+//! - [`dataset`]: LeRobot datasets of any size, made up
 //! - [`golden`]: the model verified on procedural weights, tiny ones and those of the published size
 //! - [`gpu`]: a GPU probed, tested, verified and timed in one command
 //!
@@ -12,6 +13,7 @@
 
 mod bench;
 mod check;
+mod dataset;
 mod golden;
 mod gpu;
 mod parallel;
@@ -41,6 +43,8 @@ enum Verb {
     Synth(synth::Arguments),
     /// Measure a verb against the machine's own floor
     Bench(bench::Arguments),
+    /// Make up a LeRobot dataset without pictures
+    Dataset(dataset::Arguments),
     /// Make procedural weights and verify the model on them: tiny ones, or with --full the published size
     Golden(golden::Arguments),
     /// Probe, test, verify and time a GPU, and write a report
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Tidy => tidy::run(root),
         Verb::Synth(arguments) => synth::run(root, &arguments),
         Verb::Bench(arguments) => bench::run(root, &arguments),
+        Verb::Dataset(arguments) => dataset::run(&arguments),
         Verb::Golden(arguments) => golden::run(root, &arguments),
         Verb::Gpu(arguments) => gpu::run(root, &arguments),
     };

@@ -1,0 +1,94 @@
+//! LeRobot datasets v2.0, v2.1 and v3.0, read alike.
+//!
+//! In reading order:
+//! - [`error`]: what can be wrong.
+//! - [`info`]: `meta/info.json`: version, features, templates of paths.
+//! - [`meta`]: episodes and tasks, from JSON lines or from parquet.
+//! - `table`: one parquet file, column by column, without arrow.
+//! - [`columns`]: whole columns of all frames, in parallel.
+//!
+//! Source: LeRobot 0.3.3 and 0.4.4, datasets/{lerobot_dataset,utils}.py.
+//!
+//! Invariant: opening reads `meta/` alone; every table is held against it before its rows are used.
+
+pub mod columns;
+pub mod error;
+pub mod info;
+pub mod meta;
+mod table;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use columns::Columns;
+pub use error::DataError;
+pub use info::{Feature, Info, Kind, Version};
+pub use meta::Episode;
+
+use crate::policy::record::nearest;
+
+/// A dataset whose `meta/` was read.
+#[derive(Debug)]
+pub struct Dataset {
+    dir: PathBuf,
+    info: Info,
+    episodes: Vec<Episode>,
+    tasks: BTreeMap<i64, String>,
+    rows_of: BTreeMap<PathBuf, usize>,
+}
+
+impl Dataset {
+    /// Opens a dataset: reads `meta/`, no row and no frame.
+    ///
+    /// # Errors
+    /// No dataset, a version that is not known, files of `meta/` that are missing or not as LeRobot writes them.
+    pub fn open(dir: &Path) -> Result<Self, DataError> {
+        let info = Info::read(dir)?;
+        let (episodes, tasks, rows_of) = meta::read(dir, &info)?;
+        Ok(Dataset { dir: dir.to_owned(), info, episodes, tasks, rows_of })
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What `meta/info.json` says.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// In the order of their index.
+    pub fn episodes(&self) -> &[Episode] {
+        &self.episodes
+    }
+
+    /// Texts of tasks by `task_index`.
+    pub fn tasks(&self) -> &BTreeMap<i64, String> {
+        &self.tasks
+    }
+
+    /// Frames of all episodes.
+    pub fn frames(&self) -> usize {
+        self.episodes.last().map_or(0, |episode| episode.frames.end)
+    }
+
+    /// Keys of the cameras.
+    pub fn cameras(&self) -> impl Iterator<Item = &str> {
+        self.info.features.iter().filter(|(_, feature)| feature.is_camera()).map(|(key, _)| key.as_str())
+    }
+
+    /// A feature by its key.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn feature(&self, key: &str) -> Result<&Feature, DataError> {
+        self.info.features.get(key).ok_or_else(|| DataError::Feature {
+            key: key.to_owned(),
+            what: format!(
+                "the dataset has no such feature; {}",
+                nearest(key, self.info.features.keys().map(String::as_str))
+            ),
+        })
+    }
+}
