@@ -3,7 +3,7 @@
 //! In reading order:
 //! - `array`, `record`: what flows: arrays and texts under keys joined by `/`, as openpi's flattened dictionaries.
 //! - `step`: one step, and the chain of them. `apply` runs first to last, `undo` the same steps last to first.
-//! - `task`, `repack`, `robot`, `delta`, `normalize`, `image`, `prompt`, `pad`: the steps.
+//! - `task`, `repack`, `robot`, `delta`, `normalize`, `image`, `prompt`, `action_tokens`, `pad`: the steps.
 //! - `chain`: the steps of a preset, in their order.
 //! - `tokenizer`, `fast`: text ⇄ tokens, action chunks ⇄ tokens.
 //! - [`norm_stats`]: the file of statistics that `normalize` goes by; `statistics`: how they are computed, and held against data.
@@ -12,11 +12,15 @@
 //! which cameras). Source: openpi 15a9616, transforms.py and policies/.
 
 #[cfg(feature = "robot")]
+pub mod action_tokens;
+#[cfg(feature = "robot")]
 pub mod array;
 #[cfg(feature = "robot")]
 pub mod chain;
 #[cfg(feature = "robot")]
 pub mod delta;
+#[cfg(feature = "robot")]
+pub mod fast;
 #[cfg(feature = "robot")]
 pub mod image;
 pub mod norm_stats;
@@ -24,6 +28,8 @@ pub mod norm_stats;
 pub mod normalize;
 #[cfg(feature = "robot")]
 pub mod pad;
+#[cfg(feature = "robot")]
+pub mod prompt;
 #[cfg(feature = "robot")]
 pub mod record;
 #[cfg(feature = "robot")]
@@ -36,3 +42,5 @@ pub mod statistics;
 pub mod step;
 #[cfg(feature = "robot")]
 pub mod task;
+#[cfg(feature = "robot")]
+pub mod tokenizer;
