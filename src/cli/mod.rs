@@ -8,6 +8,8 @@ pub mod convert;
 mod diff;
 mod fetch;
 pub mod inspect;
+#[cfg(feature = "robot")]
+pub mod norm_stats;
 #[cfg(feature = "model")]
 pub mod observation;
 pub mod output;
@@ -39,6 +41,9 @@ pub enum Verb {
     Convert(Box<convert::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
+    /// Compute what a dataset is normalised by, or hold such statistics against data
+    #[cfg(feature = "robot")]
+    NormStats(Box<norm_stats::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
@@ -67,6 +72,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Inspect(args) => {
             let mouth = Mouth::new(args.json);
             let result = inspect::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "robot")]
+        Verb::NormStats(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = norm_stats::run(*args, &mouth);
             (mouth, result)
         }
         #[cfg(feature = "model")]

@@ -1,9 +1,11 @@
-//! Recorded robot data: LeRobot datasets, their tables and their videos. No Burn.
+//! Recorded robot data: LeRobot datasets, their tables and their videos; what openpi's recorder keeps. No Burn.
 //!
 //! In reading order:
 //! - [`lerobot`]: a dataset opened, its columns read fast, its frames as records.
+//! - [`recording`]: one inference as openpi's `PolicyRecorder` wrote it.
 //!
-//! Invariant: a dataset is foreign bytes. What it says of itself is checked against what lies there before anything is
-//! allocated by it, and every refusal names the file.
+//! Invariant: all of it is foreign bytes. What they say of themselves is checked against what lies there before anything
+//! is allocated by it, and every refusal names the file.
 
 pub mod lerobot;
+pub mod recording;
