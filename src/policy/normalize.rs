@@ -63,13 +63,16 @@ impl Normalize {
         }
         let maps: Vec<(f64, f64)> = self.columns(key, stats)?.take(width).collect();
         let mut values = array.values.to_f64();
+        // (x + 1) / 2 meets no f64 in numpy, so of an f32 it is an f32.
+        let single = matches!(array.values, Values::F32(_));
+        let half = |x: f64| if single { f64::from((x as f32 + 1.0) / 2.0) } else { (x + 1.0) / 2.0 };
         for row in values.chunks_exact_mut(width) {
             for (x, (low, spread)) in row.iter_mut().zip(&maps) {
                 *x = match (self.use_quantiles, undo) {
                     (false, false) => (*x - low) / (spread + EPSILON),
                     (false, true) => *x * (spread + EPSILON) + low,
                     (true, false) => (*x - low) / (spread + EPSILON) * 2.0 - 1.0,
-                    (true, true) => (*x + 1.0) / 2.0 * (spread + EPSILON) + low,
+                    (true, true) => half(*x) * (spread + EPSILON) + low,
                 };
             }
             if !self.use_quantiles {

@@ -66,7 +66,8 @@ pub enum Op {
 }
 
 impl Op {
-    fn apply(self, x: f64) -> f64 {
+    /// Robot → model.
+    pub fn apply(self, x: f64) -> f64 {
         match self {
             Op::Unnormalize { min, max } => x * (max - min) + min,
             Op::Normalize { min, max } => (x - min) / (max - min),
@@ -79,7 +80,8 @@ impl Op {
         }
     }
 
-    fn undo(self, x: f64) -> f64 {
+    /// Model → robot.
+    pub fn undo(self, x: f64) -> f64 {
         match self {
             Op::Unnormalize { min, max } => Op::Normalize { min, max }.apply(x),
             Op::Normalize { min, max } => Op::Unnormalize { min, max }.apply(x),
