@@ -5,12 +5,16 @@
 #[cfg(feature = "model")]
 mod chance;
 pub mod convert;
+#[cfg(feature = "robot")]
+pub mod dataset;
 mod diff;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "model")]
 pub mod observation;
 pub mod output;
+#[cfg(feature = "robot")]
+pub mod prepare;
 mod raw;
 #[cfg(feature = "model")]
 pub mod sample;
@@ -39,6 +43,12 @@ pub enum Verb {
     Convert(Box<convert::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
+    /// Tell what a LeRobot dataset is (v2.0, v2.1, v3.0), and what is wrong with it
+    #[cfg(feature = "robot")]
+    Dataset(Box<dataset::Args>),
+    /// Decode and resize the pictures of a LeRobot dataset once
+    #[cfg(feature = "robot")]
+    Prepare(Box<prepare::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
@@ -67,6 +77,18 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Inspect(args) => {
             let mouth = Mouth::new(args.json);
             let result = inspect::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "robot")]
+        Verb::Dataset(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = dataset::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "robot")]
+        Verb::Prepare(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = prepare::run(*args, &mouth);
             (mouth, result)
         }
         #[cfg(feature = "model")]
