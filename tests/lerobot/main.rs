@@ -169,15 +169,16 @@ fn moments_before_an_episode_repeat_its_first_frame() {
     assert_eq!(record.array("observation.state_is_pad").unwrap().values, Values::Bool(vec![true, false]));
 }
 
-/// The number that a frame shows: rows of squares, eight bits of the frame and four of the episode, lowest first.
-fn stamped(pixels: &[u8], (_, width): (usize, usize)) -> (usize, u64) {
+/// What a frame shows in a row of squares: eight bits of its number, two of its episode's and two of its camera's,
+/// lowest first.
+fn stamped(pixels: &[u8], (_, width): (usize, usize)) -> (usize, u64, u64) {
     let side = width / 16;
     let bit = |at: usize| {
         let (x, y) = (2 + at * side + side / 2, 2 + side / 2);
         u64::from(pixels[(y * width + x) * 3] > 127)
     };
     let number = |bits: std::ops::Range<usize>| bits.clone().map(|at| bit(at) << (at - bits.start)).sum::<u64>();
-    (number(0..8) as usize, number(8..12))
+    (number(0..8) as usize, number(8..10), number(10..12))
 }
 
 #[test]
@@ -188,10 +189,11 @@ fn every_frame_of_every_episode_is_the_one_that_was_asked_for() {
         }
         let dataset = Dataset::open(&fixture(set)).unwrap();
         for episode in dataset.episodes() {
-            for key in dataset.cameras() {
+            // In the order of their names, which is the one they were recorded in.
+            for (camera, key) in dataset.cameras().enumerate() {
                 let mut seen = 0;
                 let mut look = |frame: usize, size: (usize, usize), pixels: &[u8]| {
-                    assert_eq!(stamped(pixels, size), (frame, episode.index), "{set} {key}");
+                    assert_eq!(stamped(pixels, size), (frame, episode.index, camera as u64), "{set} {key}");
                     seen += 1;
                     Ok(())
                 };
@@ -233,7 +235,7 @@ fn hevc_is_read_where_ffmpeg_can() {
     let key = "observation.images.cam_left_wrist";
     dataset
         .pictures(key, episode, 0..episode.len(), 0, &mut |frame, size, pixels| {
-            assert_eq!(stamped(pixels, size), (frame, 0));
+            assert_eq!(stamped(pixels, size), (frame, 0, 1));
             seen += 1;
             Ok(())
         })
