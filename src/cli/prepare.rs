@@ -110,7 +110,8 @@ fn chosen<'a>(dataset: &'a Dataset, list: &str) -> Result<Vec<&'a Episode>> {
         let number = |text: &str| text.trim().parse::<u64>().with_context(|| format!("{text:?} is no number"));
         let (from, to) = (number(from)?, number(to)?);
         // Both ends must be there; between them, what the dataset has.
-        (dataset.episode(from)?, dataset.episode(to)?);
+        dataset.episode(from)?;
+        dataset.episode(to)?;
         if from > to {
             bail!("{part}: it ends before it begins");
         }

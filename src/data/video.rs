@@ -115,6 +115,9 @@ pub enum VideoError {
     },
 }
 
+/// Takes frames, one after the other: the position in [`Clip::times`], and the pixels, u8 `[h, w, 3]`.
+pub type EachFrame<'a, E> = dyn FnMut(usize, &[u8]) -> Result<(), E> + 'a;
+
 /// Which frames of which video.
 #[derive(Debug, Clone, Copy)]
 pub struct Clip<'a> {
@@ -177,11 +180,7 @@ impl Ffmpeg {
     ///
     /// # Errors
     /// The video is missing, cut off, of another size or rate, or has no frame at a time; whatever `each` returns.
-    pub fn decode<E: From<VideoError>>(
-        &self,
-        clip: &Clip,
-        each: &mut dyn FnMut(usize, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn decode<E: From<VideoError>>(&self, clip: &Clip, each: &mut EachFrame<E>) -> Result<(), E> {
         let Some(first) = clip.times.first() else { return Ok(()) };
         let file = || clip.file.to_owned();
         let io = |source| VideoError::Io { file: file(), source };

@@ -40,6 +40,9 @@ enum Column {
     Texts(Vec<String>),
 }
 
+/// Takes pictures, one after the other: the frame's place in its episode, height and width, pixels u8 `[h, w, 3]`.
+pub type EachPicture<'a> = dyn FnMut(usize, (usize, usize), &[u8]) -> Result<(), DataError> + 'a;
+
 /// Moments beside a frame, in seconds, by key: LeRobot's `delta_timestamps`.
 pub type Deltas = BTreeMap<String, Vec<f64>>;
 
@@ -223,7 +226,7 @@ impl Dataset {
         episode: &Episode,
         frames: Range<usize>,
         threads: usize,
-        each: &mut dyn FnMut(usize, (usize, usize), &[u8]) -> Result<(), DataError>,
+        each: &mut EachPicture,
     ) -> Result<(), DataError> {
         if let Some(cached) = self.cached(key, episode)? {
             return cached.pictures(frames, each);
@@ -259,7 +262,7 @@ impl Dataset {
         episode: &Episode,
         frames: Range<usize>,
         size: (usize, usize),
-        each: &mut dyn FnMut(usize, (usize, usize), &[u8]) -> Result<(), DataError>,
+        each: &mut EachPicture,
     ) -> Result<(), DataError> {
         let rows = self.rows(episode)?;
         let table = self.table(&episode.table)?;

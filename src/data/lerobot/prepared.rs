@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
+use super::frames::EachPicture;
 use super::{Dataset, Episode};
 
 /// Below the dataset's folder, where none is named.
@@ -234,11 +235,7 @@ impl Film {
     }
 
     /// Its pictures, as [`Dataset::pictures`] gives them.
-    pub(super) fn pictures(
-        mut self,
-        frames: Range<usize>,
-        each: &mut dyn FnMut(usize, (usize, usize), &[u8]) -> Result<(), DataError>,
-    ) -> Result<(), DataError> {
+    pub(super) fn pictures(mut self, frames: Range<usize>, each: &mut EachPicture) -> Result<(), DataError> {
         if frames.end > self.header.frames {
             let there = format!("episode {} has {} frames", self.header.episode, self.header.frames);
             return Err(DataError::Range { what: "frame", asked: frames.end as u64, there });
