@@ -31,7 +31,6 @@ from openpi.shared import normalize
 from openpi.training import config as openpi_config
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 32
 # What is recorded: the preset, its dataset, and the frames.
 CASES = {
     "pi0_aloha_pen_uncap": ("aloha_png", [0, 12, 64]),
@@ -127,10 +126,11 @@ def statistics(preset, data, frames, dataset):
         for step in data.data_transforms.inputs:
             nested = step(nested)
         rows.append(nested)
-    for first in range(0, len(rows) // BATCH * BATCH, BATCH):
+    batch_size = min(preset.batch_size, len(rows))  # openpi refuses fewer frames than a batch
+    for first in range(0, len(rows) // batch_size * batch_size, batch_size):
         for key in stats:
             # JAX makes f32 of what the loader stacks.
-            batch = np.stack([np.asarray(row[key]) for row in rows[first : first + BATCH]])
+            batch = np.stack([np.asarray(row[key]) for row in rows[first : first + batch_size]])
             stats[key].update(np.asarray(jnp.asarray(batch)))
     return {key: value.get_statistics() for key, value in stats.items()}
 

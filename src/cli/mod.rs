@@ -5,6 +5,8 @@
 #[cfg(feature = "model")]
 mod chance;
 pub mod convert;
+#[cfg(feature = "robot")]
+pub mod dataset;
 mod diff;
 mod fetch;
 pub mod inspect;
@@ -13,6 +15,8 @@ pub mod norm_stats;
 #[cfg(feature = "model")]
 pub mod observation;
 pub mod output;
+#[cfg(feature = "robot")]
+pub mod prepare;
 mod raw;
 #[cfg(feature = "model")]
 pub mod sample;
@@ -44,6 +48,12 @@ pub enum Verb {
     /// Compute what a dataset is normalised by, or hold such statistics against data
     #[cfg(feature = "robot")]
     NormStats(Box<norm_stats::Args>),
+    /// Tell what a LeRobot dataset is (v2.0, v2.1, v3.0), and what is wrong with it
+    #[cfg(feature = "robot")]
+    Dataset(Box<dataset::Args>),
+    /// Decode and resize the pictures of a LeRobot dataset once
+    #[cfg(feature = "robot")]
+    Prepare(Box<prepare::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
@@ -63,35 +73,27 @@ pub enum Answer {
 
 /// Runs a verb and turns its result into words and an exit code.
 pub fn run(cli: Cli) -> ExitCode {
+    /// A verb's own mouth, and what it said.
+    macro_rules! speak {
+        ($verb:ident, $args:expr) => {{
+            let mouth = Mouth::new($args.json);
+            let result = $verb::run(*$args, &mouth);
+            (mouth, result)
+        }};
+    }
     let (mouth, result) = match cli.verb {
-        Verb::Convert(args) => {
-            let mouth = Mouth::new(args.json);
-            let result = convert::run(*args, &mouth);
-            (mouth, result)
-        }
-        Verb::Inspect(args) => {
-            let mouth = Mouth::new(args.json);
-            let result = inspect::run(*args, &mouth);
-            (mouth, result)
-        }
+        Verb::Convert(args) => speak!(convert, args),
+        Verb::Inspect(args) => speak!(inspect, args),
         #[cfg(feature = "robot")]
-        Verb::NormStats(args) => {
-            let mouth = Mouth::new(args.json);
-            let result = norm_stats::run(*args, &mouth);
-            (mouth, result)
-        }
+        Verb::NormStats(args) => speak!(norm_stats, args),
+        #[cfg(feature = "robot")]
+        Verb::Dataset(args) => speak!(dataset, args),
+        #[cfg(feature = "robot")]
+        Verb::Prepare(args) => speak!(prepare, args),
         #[cfg(feature = "model")]
-        Verb::Sample(args) => {
-            let mouth = Mouth::new(args.json);
-            let result = sample::run(*args, &mouth);
-            (mouth, result)
-        }
+        Verb::Sample(args) => speak!(sample, args),
         #[cfg(feature = "model")]
-        Verb::Verify(args) => {
-            let mouth = Mouth::new(args.json);
-            let result = verify::run(*args, &mouth);
-            (mouth, result)
-        }
+        Verb::Verify(args) => speak!(verify, args),
     };
     match result {
         Ok(Answer::Yes) => ExitCode::SUCCESS,

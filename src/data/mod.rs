@@ -1,6 +1,7 @@
 //! Recorded robot data: LeRobot datasets, their tables and their videos; what openpi's recorder keeps. No Burn.
 //!
 //! In reading order:
+//! - [`video`]: the frames of a video, each at its time, through the `ffmpeg` program.
 //! - [`lerobot`]: a dataset opened, its columns read fast, its frames as records.
 //! - [`recording`]: one inference as openpi's `PolicyRecorder` wrote it.
 //!
@@ -9,3 +10,4 @@
 
 pub mod lerobot;
 pub mod recording;
+pub mod video;

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::data::video::VideoError;
+
 /// Why a dataset cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -117,6 +119,17 @@ pub enum DataError {
         /// The row in the table.
         row: u64,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A video cannot be decoded as the dataset says.
+    #[error(transparent)]
+    Video(#[from] VideoError),
+    /// A film of prepared frames is not as it was written, or was made of something else.
+    #[error("{}: prepared frames: {what}", file.display())]
+    Film {
+        /// The film.
+        file: PathBuf,
+        /// What is wrong with it, and what to do.
         what: String,
     },
 }

@@ -6,25 +6,34 @@
 //! - [`meta`]: episodes and tasks, from JSON lines or from parquet.
 //! - `table`: one parquet file, column by column, without arrow.
 //! - [`columns`]: whole columns of all frames, in parallel.
+//! - [`frames`]: frames as records, action chunks, pictures.
+//! - [`prepared`]: frames decoded and resized once.
+//! - [`doctor`]: what is wrong with a dataset.
 //!
 //! Source: LeRobot 0.3.3 and 0.4.4, datasets/{lerobot_dataset,utils}.py.
 //!
 //! Invariant: opening reads `meta/` alone; every table is held against it before its rows are used.
 
 pub mod columns;
+pub mod doctor;
 pub mod error;
+pub mod frames;
 pub mod info;
 pub mod meta;
+pub mod prepared;
 mod table;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub use columns::Columns;
 pub use error::DataError;
+pub use frames::Deltas;
 pub use info::{Feature, Info, Kind, Version};
 pub use meta::Episode;
 
+use super::video::Ffmpeg;
 use crate::policy::record::nearest;
 
 /// A dataset whose `meta/` was read.
@@ -35,6 +44,12 @@ pub struct Dataset {
     episodes: Vec<Episode>,
     tasks: BTreeMap<i64, String>,
     rows_of: BTreeMap<PathBuf, usize>,
+    /// Where prepared frames are looked for.
+    prepared: Option<PathBuf>,
+    /// The episode that was read last: frames are mostly asked for one after the other.
+    last: Mutex<Option<Arc<frames::Rows>>>,
+    /// Looked for when a video is first needed.
+    ffmpeg: OnceLock<Ffmpeg>,
 }
 
 impl Dataset {
@@ -45,7 +60,8 @@ impl Dataset {
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let info = Info::read(dir)?;
         let (episodes, tasks, rows_of) = meta::read(dir, &info)?;
-        Ok(Dataset { dir: dir.to_owned(), info, episodes, tasks, rows_of })
+        let (dir, prepared) = (dir.to_owned(), None);
+        Ok(Dataset { dir, info, episodes, tasks, rows_of, prepared, last: Mutex::default(), ffmpeg: OnceLock::new() })
     }
 
     /// Its folder.

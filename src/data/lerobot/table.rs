@@ -30,6 +30,8 @@ const MAX_FOOTER_BYTES: u32 = 256 << 20;
 const MAX_ROWS: i64 = 1 << 26;
 /// Values that are decoded from one column of one row group; 2 GiB of doubles.
 const MAX_VALUES: u64 = 1 << 28;
+/// Values that room is made for before they are decoded; beyond this it grows with what is there.
+const MAX_RESERVED: usize = 1 << 18;
 /// Texts and pictures that are copied out of one column by one call.
 const MAX_BLOB_BYTES: usize = 1 << 30;
 
@@ -241,7 +243,8 @@ impl Table {
         let at = (leaf, column);
         macro_rules! all {
             ($type:ty, $values:path) => {{
-                let mut values = vec![];
+                let wanted = rows.iter().map(|rows| rows.take).sum::<usize>().saturating_mul(width);
+                let mut values = Vec::with_capacity(wanted.min(MAX_RESERVED));
                 for rows in rows {
                     self.numbers::<$type>(file, at, (*rows, width), levels, &mut values)?;
                 }

@@ -16,8 +16,11 @@ const EPSILON: f64 = 1e-6;
 const NEAR_CONSTANT: f64 = 1e-3;
 /// Share of values outside of [q01, q99]; of fitting statistics it is 2 %.
 const OUTSIDE: f64 = 0.10;
+/// How far beyond q01 and q99 a value still counts as inside, as a share of their distance: percentiles of a histogram are
+/// edges of bins, and a gripper that rests at its stop lies a bin beyond.
+const RIM: f64 = 0.01;
 /// A normalised value beyond this is nothing a model was trained on.
-const FAR: f64 = 10.0;
+const FAR: f64 = 20.0;
 /// How far means may lie apart, in the statistics' own deviations.
 const SHIFTED: f64 = 1.0;
 /// How far deviations may differ, as a factor.
@@ -36,9 +39,9 @@ pub struct Element {
     pub shift: f64,
     /// Deviation of the data over the statistics'.
     pub stretch: f64,
-    /// Share of the data below q01.
+    /// Share of the data clearly below q01.
     pub below_q01: Option<f64>,
-    /// Share of the data above q99.
+    /// Share of the data clearly above q99.
     pub above_q99: Option<f64>,
     /// What is wrong, and what follows from it.
     pub findings: Vec<String>,
@@ -131,7 +134,10 @@ fn constant(what: &str, width: f64, range: [f64; 2]) -> Option<String> {
 fn one(values: &Values, stats: &Stats, element: usize, quantiles: bool) -> Element {
     let (mean, std) = (stats.mean[element], stats.std[element]);
     let percentiles = stats.q01.as_ref().zip(stats.q99.as_ref()).map(|(a, b)| [a[element], b[element]]);
-    let bracket = percentiles.map_or(Bracket::ALL, |[low, high]| Bracket { low: low as f32, high: high as f32 });
+    let bracket = percentiles.map_or(Bracket::ALL, |[low, high]| {
+        let rim = RIM * (high - low);
+        Bracket { low: (low - rim) as f32, high: (high + rim) as f32 }
+    });
     let sweep = values.sweep([bracket, Bracket::ALL], false);
     let (own_mean, own_std) = sweep.moments();
     let range = [f64::from(sweep.min), f64::from(sweep.max)];
