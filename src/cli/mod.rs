@@ -6,6 +6,8 @@
 mod chance;
 pub mod convert;
 mod diff;
+#[cfg(feature = "robot")]
+pub mod episode;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "model")]
