@@ -31,7 +31,7 @@ pub struct Compared {
     pub fps: f64,
     /// Names of the joints, D of them: `left_waist`, or `dim 0`.
     pub joints: Vec<String>,
-    /// The recorded actions, [frames][D].
+    /// The recorded actions: frames of D values.
     pub recorded: Vec<Vec<f64>>,
     /// The frame of the episode to which the first of `recorded` belongs.
     pub first_frame: usize,
@@ -44,7 +44,7 @@ pub struct Compared {
 pub struct Chunk {
     /// The frame of the episode, counted as [`Compared::first_frame`] is. Action h is for frame + h.
     pub frame: usize,
-    /// The actions, [horizon][D].
+    /// The actions: horizon steps of D values.
     pub actions: Vec<Vec<f64>>,
     /// What the policy saw, each a PNG under its camera's name; only the report shows them.
     pub images: Vec<(String, Vec<u8>)>,
