@@ -8,6 +8,8 @@ pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
 mod diff;
+#[cfg(feature = "robot")]
+pub mod episode;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "robot")]

@@ -5,8 +5,8 @@
 //! is a program, and none is run here. What numpy writes for arrays, texts and numbers is read; anything else is an
 //! error that says where it stands.
 //!
-//! - [`pickle`]: opcodes → a pile of nodes
-//! - [`values`]: nodes → records
+//! - `pickle`: opcodes → a pile of nodes
+//! - `values`: nodes → records
 
 mod pickle;
 #[cfg(test)]
@@ -21,7 +21,7 @@ use crate::policy::record::Record;
 
 /// Bytes of a file at most: some ten pictures of a full HD camera.
 pub const MAX_BYTES: u64 = 1 << 27;
-/// Characters of a header that an error repeats.
+/// Characters of a header, a key or a name that an error repeats.
 const SHOWN: usize = 120;
 const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -212,7 +212,6 @@ fn header(bytes: &[u8]) -> Result<usize, RecordingFault> {
     let end = before.checked_add(length).filter(|end| *end <= bytes.len()).ok_or_else(|| cut(bytes.len()))?;
     let text = bytes.get(before..end).unwrap_or_default();
     // Only three entries can be there, and none that we take holds a comma.
-    let shown = String::from_utf8_lossy(text.get(..SHOWN.min(text.len())).unwrap_or_default());
     let entries = || -> Option<Vec<String>> {
         let text = std::str::from_utf8(text).ok()?.trim().strip_prefix('{')?.strip_suffix('}')?;
         let mut entries: Vec<String> = text.split(',').map(|entry| entry.replace(' ', "")).collect();
@@ -224,6 +223,18 @@ fn header(bytes: &[u8]) -> Result<usize, RecordingFault> {
     let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
     match entries.as_slice() {
         ["'descr':'|O'", "'fortran_order':False" | "'fortran_order':True", "'shape':()"] => Ok(end),
-        _ => Err(wrong(&format!("{:?}", shown.trim()))),
+        _ => {
+            let text = text.get(..text.len().min(4 * SHOWN)).unwrap_or_default();
+            Err(wrong(&format!("{:?}", shown(String::from_utf8_lossy(text).trim()))))
+        }
     }
+}
+
+/// The beginning of a foreign text, for an error.
+fn shown(text: &str) -> String {
+    let mut begin: String = text.chars().take(SHOWN).collect();
+    if begin.len() < text.len() {
+        begin.push('…');
+    }
+    begin
 }

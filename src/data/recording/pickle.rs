@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use super::RecordingFault as Fault;
+use super::{RecordingFault as Fault, shown};
 
 /// Opcodes at most: a recording has a few hundred, one with a picture as nested lists would have more.
 const MAX_OPCODES: usize = 1 << 20;
@@ -145,13 +145,9 @@ impl<'a> Machine<'a> {
                 let value = i32::from_le_bytes(self.array()?);
                 self.push(Node::Int(value.into()))
             }
-            b'K' => {
-                let value = self.byte()?;
-                self.push(Node::Int(value.into()))
-            }
-            b'M' => {
-                let value = u16::from_le_bytes(self.array()?);
-                self.push(Node::Int(value.into()))
+            b'K' | b'M' => {
+                let value = self.size(if code == b'K' { 1 } else { 2 })?;
+                self.push(Node::Int(value.cast_signed()))
             }
             0x8a => self.long(),
             // BINFLOAT is the one that is big-endian.
@@ -214,8 +210,10 @@ impl<'a> Machine<'a> {
             b'R' => self.reduce(),
             b'b' => self.build(),
             // BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
-            b'q' => self.put(1),
-            b'r' => self.put(4),
+            b'q' | b'r' => {
+                let index = self.size(if code == b'q' { 1 } else { 4 })?;
+                self.remember(index)
+            }
             0x94 => {
                 let index = self.memo.len() as u64;
                 self.remember(index)
@@ -352,11 +350,6 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn put(&mut self, size: usize) -> Result<(), Fault> {
-        let index = self.size(size)?;
-        self.remember(index)
-    }
-
     fn remember(&mut self, index: u64) -> Result<(), Fault> {
         let id = self.top()?;
         self.memo.insert(index, id);
@@ -373,7 +366,7 @@ impl<'a> Machine<'a> {
 
     fn global(&mut self, module: &str, name: &str, at: usize) -> Result<(), Fault> {
         let known = GLOBALS.iter().find(|(m, n, _)| (*m, *n) == (module, name));
-        let (_, _, global) = known.ok_or_else(|| Fault::Global { at, name: format!("{module}.{name}") })?;
+        let (_, _, global) = known.ok_or_else(|| Fault::Global { at, name: shown(&format!("{module}.{name}")) })?;
         self.push(Node::Global(*global))
     }
 
@@ -441,7 +434,7 @@ impl<'a> Machine<'a> {
 
 /// `f8`, `U12`, `O8`.
 fn dtype(name: &str) -> Result<Dtype, Fault> {
-    let unknown = || Fault::Dtype { name: name.chars().take(32).collect() };
+    let unknown = || Fault::Dtype { name: shown(name) };
     let mut rest = name.chars();
     let kind = rest.next().ok_or_else(unknown)?;
     let number: usize = rest.as_str().parse().map_err(|_| unknown())?;

@@ -114,6 +114,8 @@ fn a_pickle_that_would_run_something_is_refused_by_name() {
     assert!(old.contains("at byte 67: it wants posix.system"), "{old}");
     let new = refused(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.");
     assert!(new.contains("it wants posix.system") && new.contains("nothing was run"), "{new}");
+    let long = refused(&[b"\x80\x04X\x10\x27\0\0", "m".repeat(10_000).as_bytes(), b"\x8c\x01n\x93."].concat());
+    assert!(long.contains("mmm…, which") && long.len() < 400, "{long}");
     // What a global may be is not what may be called: numpy.ndarray(…).
     let called = refused(b"\x80\x02cnumpy\nndarray\n)R.");
     assert!(called.contains("a call that numpy does not write"), "{called}");

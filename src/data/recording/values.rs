@@ -8,7 +8,7 @@
 use half::f16;
 
 use super::pickle::{Dtype, Id, Node, Pile};
-use super::{Recording, RecordingFault as Fault};
+use super::{Recording, RecordingFault as Fault, shown};
 use crate::policy::array::{Array, Values};
 use crate::policy::record::Value;
 
@@ -68,7 +68,7 @@ pub(super) fn recording(pile: &Pile<'_>, file_bytes: usize) -> Result<Recording,
             let (record, name) = match key.split_once('/') {
                 Some(("inputs", name)) => (&mut recording.inputs, name),
                 Some(("outputs", name)) => (&mut recording.outputs, name),
-                _ => return Err(Fault::Key { key }),
+                _ => return Err(Fault::Key { key: shown(&key) }),
             };
             if let Some(value) = read(pile, value, &key, &mut budget)? {
                 record.put(name, value);
@@ -82,7 +82,7 @@ pub(super) fn recording(pile: &Pile<'_>, file_bytes: usize) -> Result<Recording,
 }
 
 fn unfit(key: &str, what: impl Into<String>) -> Fault {
-    Fault::Unfit { key: key.to_owned(), what: what.into() }
+    Fault::Unfit { key: shown(key), what: what.into() }
 }
 
 /// What stands in an object array without an axis, or in one within one.
