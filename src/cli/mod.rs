@@ -17,6 +17,8 @@ pub mod norm_stats;
 #[cfg(feature = "model")]
 pub mod observation;
 pub mod output;
+#[cfg(feature = "model")]
+pub mod policy;
 #[cfg(feature = "robot")]
 pub mod prepare;
 mod raw;

@@ -21,6 +21,7 @@ mod array;
 mod document;
 mod fit;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -33,19 +34,22 @@ use crate::model::observation::{Camera, Flags, Observation, Prompt};
 use crate::model::settings::{Head, Settings};
 use document::Keys;
 
-/// The cameras of a model, in the order in which it reads them.
-pub fn cameras(head: Head) -> [&'static str; 3] {
-    match head {
+/// The cameras of a model as published, in the order in which it reads them.
+pub fn cameras(head: Head) -> Vec<String> {
+    let names = match head {
         Head::Tokens => ["base_0_rgb", "base_1_rgb", "wrist_0_rgb"],
         _ => ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"],
-    }
+    };
+    names.map(str::to_owned).to_vec()
 }
 
 /// What a model wants to see.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Its head: whether it reads a state, and which cameras it has.
+    /// Its head: whether it reads a state.
     pub head: Head,
+    /// Its cameras, in the order in which it reads them.
+    pub cameras: Vec<String>,
     /// Side of its images, pixels.
     pub image: usize,
     /// Rows of its embedding.
@@ -58,7 +62,7 @@ impl Wanted {
     /// By a model of these settings.
     pub fn by(settings: &Settings, prompt_length: Option<usize>) -> Self {
         let (image, vocabulary) = (settings.vision.image(), settings.vocabulary);
-        Wanted { head: settings.head, image, vocabulary, prompt_length }
+        Wanted { head: settings.head, cameras: cameras(settings.head), image, vocabulary, prompt_length }
     }
 
     /// A, where states and actions are vectors.
@@ -87,7 +91,7 @@ pub struct Noise {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Images {
     /// openpi's key.
-    pub name: &'static str,
+    pub name: String,
     /// `[B, side, side, 3]`, in [-1, 1].
     pub pixels: Vec<f32>,
     /// Per row: is there an image?
@@ -129,6 +133,14 @@ pub fn read(path: &Path, images: &[(String, PathBuf)], wanted: &Wanted) -> anyho
     Ok(fit::fit(keys, wanted).map_err(|faults| Error { from: path.display().to_string(), faults })?)
 }
 
+/// Arrays by key, held against a model.
+///
+/// # Errors
+/// Everything in which they do not fit; `from` says where they came from.
+pub(super) fn fit(keys: BTreeMap<String, Array>, wanted: &Wanted, from: &str) -> anyhow::Result<Rows> {
+    Ok(fit::fit(keys, wanted).map_err(|faults| Error { from: from.to_owned(), faults })?)
+}
+
 /// One row from chance: uniform bytes for images, a uniform state in [-1, 1), and a prompt of `prompt_length` tokens
 /// without padding, so that times are those of the longest prompt.
 ///
@@ -137,7 +149,7 @@ pub fn read(path: &Path, images: &[(String, PathBuf)], wanted: &Wanted) -> anyho
 pub fn random(seed: u64, prompt_length: usize, images: &[(String, PathBuf)], wanted: &Wanted) -> anyhow::Result<Rows> {
     let mut keys = Keys::new();
     let side = wanted.image;
-    for name in cameras(wanted.head) {
+    for name in &wanted.cameras {
         let mut stream = Stream::new(seed, &format!("image/{name}"), 0);
         let bytes = (0..side * side * 3).map(|_| (stream.bits() >> 56) as u8).collect();
         keys.insert(format!("image/{name}"), Array { shape: vec![side, side, 3], values: Values::Byte(bytes) });
@@ -190,7 +202,7 @@ impl Rows {
             images: self
                 .images
                 .iter()
-                .map(|i| Images { name: i.name, pixels: i.pixels.repeat(times), mask: i.mask.repeat(times) })
+                .map(|i| Images { name: i.name.clone(), pixels: i.pixels.repeat(times), mask: i.mask.repeat(times) })
                 .collect(),
             state: self.state.repeat(times),
             prompt_length: self.prompt_length,
@@ -208,7 +220,7 @@ impl Rows {
         let camera = |images: &Images| {
             let data = TensorData::new(images.pixels.clone(), [b, side, side, 3]);
             Camera {
-                name: images.name.to_owned(),
+                name: images.name.clone(),
                 image: Tensor::from_data(data, (device, DType::F32)),
                 mask: images.mask.clone(),
             }

@@ -6,7 +6,9 @@
 mod chunk;
 mod plot;
 mod report;
+mod robot;
 mod runs;
+mod scenes;
 mod told;
 
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use burn::tensor::Device;
 use remap::{Map, Options};
 
 use super::Answer;
@@ -21,10 +24,12 @@ use super::convert::default_threads;
 use super::fetch::resolve;
 use super::observation::{self, Rows, Wanted};
 use super::output::Mouth;
+use super::policy;
 use crate::device::{Precision, device, packs};
-use crate::model::Settings;
+use crate::model::{Pi, Settings};
 use crate::model::fast::Next;
 use crate::model::settings::Head;
+use crate::policy::fast::Grammar;
 use crate::sample::tokens::Stop;
 use crate::weights::anatomy::Anatomy;
 use crate::weights::convert::Progress as _;
@@ -51,11 +56,23 @@ Examples:
   pi0-FAST, sampled instead of greedy:
     pi0 sample --checkpoint params --observation obs.npz --temperature 0.7 --seed 3
 
-An observation is model-ready. As JSON, with files named relative to it:
+  What the policy makes of a frame of a LeRobot dataset, beside what was recorded:
+    pi0 sample --config pi0_aloha --checkpoint-dir pi0_base --dataset data --episode 0 --frame 12 --plot out.svg
+
+  Of a whole episode, every 25th frame, with the errors by joint in one page:
+    pi0 sample --config pi05_libero --checkpoint-dir pi05_libero --dataset libero --episode 3 --stride 25 --html report.html
+
+  Of what a robot saw: pictures beside a JSON file, or what openpi's PolicyRecorder kept:
+    pi0 sample --config pi05_droid --checkpoint-dir pi05_droid --observation obs.json --prompt 'put the cup away'
+    pi0 sample --config pi0_aloha --checkpoint-dir pi0_aloha --observation policy_records --json
+
+Without --config an observation is model-ready. As JSON, with files named relative to it:
   {\"state\": [0.1, ...], \"tokenized_prompt\": [2, 7, ...], \"tokenized_prompt_mask\": [true, true, ...],
    \"image\": {\"base_0_rgb\": \"base.png\", \"left_wrist_0_rgb\": \"left.npy\", \"right_wrist_0_rgb\": \"right.png\"},
    \"image_mask\": {\"right_wrist_0_rgb\": false}}
-npz and safetensors have the same keys, joined by `/`. pi0-FAST's cameras are base_0_rgb, base_1_rgb, wrist_0_rgb.";
+npz and safetensors have the same keys, joined by `/`. pi0-FAST's cameras are base_0_rgb, base_1_rgb, wrist_0_rgb.
+With --config it is what the robot's program sends, in the robot's units (`pi0 explain --config NAME` tells the keys):
+  {\"state\": [0.1, ...], \"images\": {\"cam_high\": \"high.png\"}, \"prompt\": \"fold the towel\"}";
 
 /// Sample actions.
 #[derive(Debug, clap::Args)]
@@ -69,16 +86,23 @@ pub struct Args {
     #[arg(long, value_name = "SCHEME")]
     pub from: Option<String>,
 
-    /// What the model sees: a .json, a .npz or a .safetensors
-    #[arg(long, value_name = "FILE", required_unless_present = "random_observation")]
+    /// What the model sees: a .json, a .npz or a .safetensors. With --config what the robot sees: a .json, or what openpi's
+    /// PolicyRecorder kept, a step_N.npy or a folder of them
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["random_observation", "dataset"])]
     pub observation: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub policy: policy::Args,
+
+    #[command(flatten)]
+    pub scenes: scenes::Args,
+
     /// A camera's image (.png, .npy), in place of the observation's own
-    #[arg(long, value_name = "CAMERA=FILE", value_parser = parse_image)]
+    #[arg(long, value_name = "CAMERA=FILE", value_parser = parse_image, conflicts_with = "config")]
     pub image: Vec<(String, PathBuf)>,
 
     /// An observation from chance
-    #[arg(long, conflicts_with = "observation")]
+    #[arg(long, conflicts_with_all = ["observation", "config"])]
     pub random_observation: bool,
 
     /// What the actions begin as: a .npy, or the array `noise` of an npz or safetensors file. Left out, it is the
@@ -114,6 +138,10 @@ pub struct Args {
     #[arg(long, value_name = "T", value_parser = parse_temperature)]
     pub temperature: Option<f32>,
 
+    /// pi0-FAST: choose only among tokens that can become an action chunk
+    #[arg(long, requires = "config")]
+    pub constrained: bool,
+
     /// pi0-FAST: where decoded tokens stand (default: reference)
     #[arg(long, value_enum)]
     pub positions: Option<Positions>,
@@ -146,9 +174,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// File for a picture of the actions: .svg
+    /// File for a picture of the actions, of a dataset's frames beside the recorded ones: .svg
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
+
+    /// File for a report of a dataset's frames: pictures, errors by joint, what was seen, in one .html
+    #[arg(long, alias = "vis-output-path", value_name = "FILE", requires = "dataset")]
+    pub html: Option<PathBuf>,
 
     /// Replace what stands under these files' names
     #[arg(long)]
@@ -208,25 +240,16 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     }
     let path = resolve(&args.checkpoint, args.download, mouth)?;
     let opened = Opened::open(&path, &Choice { from: args.from.clone(), ..Choice::default() })?;
-    let (scheme, settings) = understand(&opened, args.from.as_deref())?;
+    let (scheme, anatomy, settings) = understand(&opened, args.from.as_deref())?;
     let flow = settings.head != Head::Tokens;
     refuse_strangers(&args, flow, settings.family())?;
+    if args.policy.config.is_some() {
+        return robot::run(&args, kept, &robot::Network { opened, scheme, anatomy, settings, device }, mouth);
+    }
     let seen = see(&args, &opened, &settings)?;
     let noise = flow.then(|| begin(&args, &opened, &settings, &seen)).transpose()?;
 
-    let how = Load {
-        from: args.from.clone(),
-        parameters: args.dtype.parameters(),
-        activations: args.dtype.activations(),
-        lora_scale: args.lora_scale,
-        threads: args.threads.map_or_else(default_threads, usize::from),
-        pack: packs(&device, args.dtype),
-        digest: false,
-    };
-    let began = Instant::now();
-    let pi = load::load(&opened, &how, &device, mouth)?.pi;
-    device.sync()?;
-    let load_ms = runs::ms(began);
+    let (pi, load_ms) = read(&args, &opened, &device, mouth)?;
 
     let rows = match &noise {
         Some(noise) => runs::repeated(&seen.rows, noise.value.rows),
@@ -238,12 +261,29 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
             let num_steps = args.num_steps.map_or(10, usize::from);
             runs::flow(&pi, &rows, &noise.value, num_steps, args.repeat)?
         }
-        None => runs::tokens(&pi, &rows, &decoding(&args), args.repeat)?,
+        None => runs::tokens(&pi, &rows, &decoding(&args, None), args.repeat)?,
     };
     let mut report = Report::new(&pi, args.dtype, &args.device, &rows, load_ms, sampled);
     report.source = Source::of(&opened, scheme);
     report.told(&seen.from, seen.prompt_length.by, noise.map(|noise| noise.by));
     write(&args, kept, &mut report, mouth)
+}
+
+/// The weights, and how long they took.
+fn read(args: &Args, opened: &Opened, device: &Device, mouth: &Mouth) -> Result<(Pi, f64)> {
+    let how = Load {
+        from: args.from.clone(),
+        parameters: args.dtype.parameters(),
+        activations: args.dtype.activations(),
+        lora_scale: args.lora_scale,
+        threads: args.threads.map_or_else(default_threads, usize::from),
+        pack: packs(device, args.dtype),
+        digest: false,
+    };
+    let began = Instant::now();
+    let pi = load::load(opened, &how, device, mouth)?.pi;
+    device.sync()?;
+    Ok((pi, runs::ms(began)))
 }
 
 fn write(args: &Args, kept: Option<Kept>, report: &mut Report, mouth: &Mouth) -> Result<Answer> {
@@ -260,12 +300,13 @@ fn write(args: &Args, kept: Option<Kept>, report: &mut Report, mouth: &Mouth) ->
 }
 
 /// The scheme of the names, and the model that the tensors are. Reads none.
-fn understand(opened: &Opened, from: Option<&str>) -> Result<(String, Settings)> {
+fn understand(opened: &Opened, from: Option<&str>) -> Result<(String, Anatomy, Settings)> {
     let map = Map::pi0();
     let scheme = opened.scheme(&map, from)?;
     let heads = opened.own_anatomy().map(|a| a.heads()).unwrap_or_default();
     let anatomy = Anatomy::read(&map, &opened.tensors, scheme, &Options { heads, ..Options::default() })?;
-    Ok((scheme.name.clone(), load::settings(&anatomy, 1.0)?))
+    let settings = load::settings(&anatomy, 1.0)?;
+    Ok((scheme.name.clone(), anatomy, settings))
 }
 
 /// Flags of the other kind of model.
@@ -275,12 +316,13 @@ fn refuse_strangers(args: &Args, flow: bool, family: &str) -> Result<()> {
         ("--temperature", args.temperature.is_some()),
         ("--positions", args.positions.is_some()),
         ("--stop", args.stop.is_some()),
+        ("--constrained", args.constrained),
     ];
     let flows = [
         ("--num-steps", args.num_steps.is_some()),
         ("--noise", args.noise.is_some()),
         ("--action-horizon", args.action_horizon.is_some()),
-        ("--plot", args.plot.is_some()),
+        ("--plot", args.plot.is_some() && args.policy.config.is_none()),
     ];
     let (strange, of): (&[(&str, bool)], _) = if flow { (&tokens, "pi0-FAST") } else { (&flows, "pi0 and pi0.5") };
     let told: Vec<&str> = strange.iter().filter(|(_, told)| *told).map(|(name, _)| *name).collect();
@@ -355,7 +397,7 @@ fn begin(args: &Args, opened: &Opened, settings: &Settings, seen: &Seen) -> Resu
     Ok(Begun { value, by })
 }
 
-fn decoding(args: &Args) -> runs::Decoding {
+fn decoding<'a>(args: &Args, grammar: Option<&'a Grammar>) -> runs::Decoding<'a> {
     runs::Decoding {
         max_decoding_steps: args.max_decoding_steps.map_or(256, |n| n as usize),
         stop: match args.stop {
@@ -368,5 +410,6 @@ fn decoding(args: &Args) -> runs::Decoding {
         },
         temperature: args.temperature.unwrap_or(0.0),
         seed: args.seed.unwrap_or(0),
+        grammar,
     }
 }

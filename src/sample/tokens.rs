@@ -41,15 +41,20 @@ pub struct Limits {
     pub next: Next,
 }
 
+/// The tokens that may follow what a row has so far; `None` where any may.
+pub type Allowed<'a> = &'a dyn Fn(&[i32]) -> Option<Vec<u32>>;
+
 /// Decoded tokens of one row: with its end, without what follows at [`Stop::EachRow`].
 pub type Tokens = Vec<i32>;
 
-/// Action tokens of every row. `ready` is told when the prompt has been read, before the first token.
+/// Action tokens of every row. `allowed` takes all other tokens out of the choice; `ready` is told when the prompt has been
+/// read, before the first token.
 pub fn sample_tokens(
     pi: &Pi,
     observation: &Observation,
     limits: Limits,
     mut choice: Choice<'_>,
+    allowed: Allowed<'_>,
     taps: &mut Taps<'_>,
     ready: &mut dyn FnMut(),
 ) -> Vec<Tokens> {
@@ -60,7 +65,7 @@ pub fn sample_tokens(
     let mut out: Vec<Tokens> = vec![vec![]; rows];
     for step in 0..limits.max_decoding_steps {
         taps.note(format_args!("infer/step_logits"), &decoding.logits);
-        let tokens = choose(&decoding, &mut choice);
+        let tokens = choose(&decoding, &out, &mut choice, allowed);
         let ended = |row: &Tokens| row.last() == Some(&END);
         let over: Vec<bool> = out.iter().map(|row| limits.stop == Stop::EachRow && ended(row)).collect();
         for (row, token) in tokens.iter().enumerate().filter(|(row, _)| !over[*row]) {
@@ -78,11 +83,26 @@ pub fn sample_tokens(
     out
 }
 
-fn choose(decoding: &Decoding, choice: &mut Choice<'_>) -> Vec<i32> {
-    let [rows, v] = decoding.logits.dims();
+fn choose(decoding: &Decoding, so_far: &[Tokens], choice: &mut Choice<'_>, allowed: Allowed<'_>) -> Vec<i32> {
+    let v = decoding.logits.dims()[1];
     let logits = decoding.logits.clone().cast(DType::F32).into_data();
     let logits: Vec<f32> = logits.iter::<f32>().collect();
-    logits.chunks(v.max(1)).take(rows).map(|row| pick(row, choice)).collect()
+    let rows = logits.chunks(v.max(1)).zip(so_far);
+    rows.map(|(row, so_far)| match allowed(so_far) {
+        None => pick(row, choice),
+        Some(ids) => pick_among(row, &ids, choice),
+    })
+    .collect()
+}
+
+/// The choice among some tokens, as if the others were not there. Of no token at all the choice is free.
+fn pick_among(logits: &[f32], ids: &[u32], choice: &mut Choice<'_>) -> i32 {
+    let (ids, some): (Vec<u32>, Vec<f32>) =
+        ids.iter().filter_map(|id| Some((*id, *logits.get(*id as usize)?))).unzip();
+    match ids.is_empty() {
+        true => pick(logits, choice),
+        false => ids[pick(&some, choice) as usize] as i32,
+    }
 }
 
 fn pick(logits: &[f32], choice: &mut Choice<'_>) -> i32 {
@@ -112,6 +132,14 @@ fn pick(logits: &[f32], choice: &mut Choice<'_>) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_allowed_tokens_are_chosen_among() {
+        let logits = [9.0, 2.0, 5.0, 4.0];
+        assert_eq!(pick_among(&logits, &[3, 1], &mut Choice::Greedy), 3);
+        assert_eq!(pick_among(&logits, &[1], &mut Choice::Temperature(1.0, &mut || 0.99)), 1);
+        assert_eq!(pick_among(&logits, &[], &mut Choice::Greedy), 0);
+    }
 
     #[test]
     fn the_first_of_equal_logits_wins() {

@@ -149,14 +149,14 @@ fn tokens(pi: &Pi, set: &Set, recording: &mut Recording) -> Result<()> {
             step_logits.push(array(&data));
         }
     };
-    let rows = sample_tokens(pi, &observed, limits, Choice::Greedy, &mut Taps::on(&mut hear), &mut || {});
+    let rows = sample_tokens(pi, &observed, limits, Choice::Greedy, &|_| None, &mut Taps::on(&mut hear), &mut || {});
     for (s, logits) in step_logits.into_iter().enumerate() {
         let name = format!("infer/step{s:02}/logits");
         recording.order.push(name.clone());
         recording.arrays.insert(name, logits);
     }
     // Again the way users run it: padding dropped.
-    let rows_dropped = sample_tokens(pi, &observed, limits, Choice::Greedy, &mut Taps::off(), &mut || {});
+    let rows_dropped = sample_tokens(pi, &observed, limits, Choice::Greedy, &|_| None, &mut Taps::off(), &mut || {});
     if rows != rows_dropped {
         bail!("dropping padding changed the tokens: {rows:?} became {rows_dropped:?}");
     }

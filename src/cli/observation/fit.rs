@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::array::{Array, Values};
 use super::document::Keys;
-use super::{Images, Noise, Rows, Wanted, cameras};
+use super::{Images, Noise, Rows, Wanted};
 use crate::model::observation::Flags;
 use crate::model::settings::Head;
 
@@ -124,7 +124,7 @@ pub(super) fn noise(array: Array, wanted: &Wanted) -> Result<Noise, Fault> {
     }
 }
 
-type Cameras = Vec<(&'static str, Option<Vec<f32>>, Option<Vec<bool>>)>;
+type Cameras = Vec<(String, Option<Vec<f32>>, Option<Vec<bool>>)>;
 type PromptRows = (usize, Vec<i32>, Flags, Option<Flags>, Option<Flags>);
 
 impl Fit<'_> {
@@ -135,9 +135,9 @@ impl Fit<'_> {
 
     /// Keys that mean nothing are refused: a misspelt one would otherwise be a default.
     fn strangers(&mut self) {
-        let names = cameras(self.wanted.head);
+        let names = &self.wanted.cameras;
         let known = KNOWN.iter().map(|key| (*key).to_owned()).chain(
-            ["image", "image_u8", "image_mask"].iter().flat_map(|kind| names.map(|name| format!("{kind}/{name}"))),
+            ["image", "image_u8", "image_mask"].iter().flat_map(|kind| names.iter().map(move |name| format!("{kind}/{name}"))),
         );
         let known: Vec<String> = known.collect();
         let strange: Vec<String> = self.keys.keys().filter(|key| !known.contains(key)).cloned().collect();
@@ -272,7 +272,8 @@ impl Fit<'_> {
     fn images(&mut self) -> Cameras {
         let rows = self.rows.as_ref().map_or(1, |(_, rows)| *rows);
         let mut all = vec![];
-        for name in cameras(self.wanted.head) {
+        let wanted = self.wanted;
+        for name in &wanted.cameras {
             let key = format!("image_mask/{name}");
             let mask = match self.keys.get(&key).is_some_and(|array| array.shape.is_empty()) {
                 // One word for all rows.
@@ -281,7 +282,7 @@ impl Fit<'_> {
             };
             let masked = mask.as_ref().is_some_and(|mask| !mask.contains(&true));
             let pixels = self.image(name, masked);
-            all.push((name, pixels, mask));
+            all.push((name.clone(), pixels, mask));
         }
         all
     }

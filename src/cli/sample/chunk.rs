@@ -106,6 +106,36 @@ impl Kept {
     }
 }
 
+/// Chunks in the robot's units, `[n, horizon, D]`, in f64 as openpi's policy gives most of them.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RobotActions {
+    pub(super) shape: [usize; 3],
+    pub(super) values: Vec<f64>,
+}
+
+impl Kept {
+    /// As [`Kept::bytes`].
+    pub(super) fn of_robot(self, actions: &RobotActions) -> Result<Vec<u8>> {
+        let RobotActions { shape: [_, horizon, dim], values } = actions;
+        let size = (horizon * dim).max(1);
+        if self == Kept::Json {
+            let rows: Vec<Vec<&[f64]>> = values.chunks(size).map(|row| row.chunks((*dim).max(1)).collect()).collect();
+            let mut text = serde_json::to_vec(&serde_json::json!({ "actions": rows }))?;
+            text.push(b'\n');
+            return Ok(text);
+        }
+        let shape: Vec<u64> = actions.shape.iter().map(|n| *n as u64).collect();
+        let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        match self {
+            Kept::Npy => orbax::npy_bytes(Dtype::F64, &shape, &data).context("the actions as npy"),
+            _ => {
+                let tensor = Tensor { name: "actions".to_owned(), shape, dtype: Dtype::F64 };
+                Ok(remap::to_bytes(&[(tensor, data)], &BTreeMap::new()))
+            }
+        }
+    }
+}
+
 /// A file of this name may be made: its folder is there, and nothing is lost unasked.
 pub(super) fn may_write(path: &Path, overwrite: bool) -> Result<()> {
     if path.is_dir() {

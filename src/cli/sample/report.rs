@@ -58,6 +58,12 @@ impl Source {
     }
 }
 
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} · {} · scheme {}", self.path, self.format, self.scheme)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Model {
     family: &'static str,
@@ -69,7 +75,7 @@ struct Model {
 struct Seen {
     from: String,
     rows: usize,
-    cameras: Vec<&'static str>,
+    cameras: Vec<String>,
     image: usize,
     prompt_length: usize,
     prompt_length_from: String,
@@ -172,7 +178,7 @@ impl Report {
             observation: Seen {
                 from: String::new(),
                 rows: rows.rows,
-                cameras: seen.map(|images| images.name).collect(),
+                cameras: seen.map(|images| images.name.clone()).collect(),
                 image: rows.side,
                 prompt_length: rows.prompt_length,
                 prompt_length_from: String::new(),
@@ -263,7 +269,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (source, seen) = (&self.source, &self.observation);
-        writeln!(f, "read     {} · {} · scheme {}", source.path, source.format, source.scheme)?;
+        writeln!(f, "read     {source}")?;
         let (family, count) = (self.model.family, grouped(self.model.parameters));
         writeln!(f, "model    {family} · {count} parameters · precision {} · {}", self.precision, self.device)?;
         writeln!(

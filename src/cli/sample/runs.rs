@@ -11,6 +11,7 @@ use crate::cli::chance::Stream;
 use crate::cli::observation::{Noise, Rows};
 use crate::model::fast::Next;
 use crate::model::{Padding, Pi, Taps};
+use crate::policy::fast::Grammar;
 use crate::sample::flow::Steps;
 use crate::sample::tokens::{Choice, Limits, Stop, sample_tokens};
 
@@ -103,16 +104,29 @@ pub(super) fn flow(pi: &Pi, rows: &Rows, noise: &Noise, num_steps: usize, repeat
 
 /// How pi0-FAST decodes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Decoding {
+pub(super) struct Decoding<'a> {
     pub(super) max_decoding_steps: usize,
     pub(super) stop: Stop,
     pub(super) next: Next,
     pub(super) temperature: f32,
     pub(super) seed: u64,
+    /// Only sentences of this grammar.
+    pub(super) grammar: Option<&'a Grammar>,
+}
+
+impl Decoding<'_> {
+    /// What may follow a row.
+    fn allowed(&self, row: &[i32]) -> Option<Vec<u32>> {
+        let row: Vec<u32> = row.iter().map(|id| *id as u32).collect();
+        let mut ids = self.grammar?.allowed_after(&row).ok()?;
+        // The first of equals is the lowest, as without a grammar.
+        ids.sort_unstable();
+        Some(ids)
+    }
 }
 
 /// pi0-FAST.
-pub(super) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding, repeat: u32) -> Result<Sampled> {
+pub(super) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding<'_>, repeat: u32) -> Result<Sampled> {
     let device = pi.device();
     let observation = rows.upload(&device);
     let limits = Limits { max_decoding_steps: how.max_decoding_steps, stop: how.stop, next: how.next };
@@ -132,7 +146,9 @@ pub(super) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding, repeat: u32) -> Resul
         };
         let mut watch = Watch::start(&device)?;
         let mut read = Ok(());
-        out = sample_tokens(pi, &observation, limits, choice, &mut Taps::off(), &mut || read = watch.lap("prompt"));
+        let allowed = |row: &[i32]| how.allowed(row);
+        let mut ready = || read = watch.lap("prompt");
+        out = sample_tokens(pi, &observation, limits, choice, &allowed, &mut Taps::off(), &mut ready);
         read?;
         watch.lap("tokens")?;
         runs.push(watch.stop());
