@@ -2,18 +2,28 @@
 //!
 //! Exit codes: 0 done, 1 done and the answer is no, 2 could not.
 
+// Of pictures and arrays the network's verbs take more kinds than the others.
+#[cfg(feature = "robot")]
+#[cfg_attr(not(feature = "model"), allow(dead_code))]
+pub mod array;
 #[cfg(feature = "model")]
 mod chance;
 pub mod convert;
 mod diff;
+#[cfg(feature = "robot")]
+pub mod explain;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "model")]
 pub mod observation;
 pub mod output;
 mod raw;
+#[cfg(feature = "robot")]
+mod record;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "robot")]
+mod statistics;
 #[cfg(feature = "model")]
 pub mod verify;
 
@@ -37,6 +47,9 @@ pub struct Cli {
 pub enum Verb {
     /// Convert a checkpoint: Orbax, safetensors or npz in; safetensors, an Orbax folder, a LeRobot folder out
     Convert(Box<convert::Args>),
+    /// Tell what a preset does to a robot's data, step by step
+    #[cfg(feature = "robot")]
+    Explain(Box<explain::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
@@ -62,6 +75,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Convert(args) => {
             let mouth = Mouth::new(args.json);
             let result = convert::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "robot")]
+        Verb::Explain(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = explain::run(*args, &mouth);
             (mouth, result)
         }
         Verb::Inspect(args) => {
