@@ -2,6 +2,10 @@
 //!
 //! Exit codes: 0 done, 1 done and the answer is no, 2 could not.
 
+// Of pictures and arrays the network's verbs take more kinds than the others.
+#[cfg(feature = "robot")]
+#[cfg_attr(not(feature = "model"), allow(dead_code))]
+pub mod array;
 #[cfg(feature = "model")]
 mod chance;
 pub mod convert;
@@ -10,6 +14,8 @@ pub mod dataset;
 mod diff;
 #[cfg(feature = "robot")]
 pub mod episode;
+#[cfg(feature = "robot")]
+pub mod explain;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "robot")]
@@ -22,8 +28,12 @@ pub mod policy;
 #[cfg(feature = "robot")]
 pub mod prepare;
 mod raw;
+#[cfg(feature = "robot")]
+mod record;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "robot")]
+mod statistics;
 #[cfg(feature = "model")]
 pub mod verify;
 
@@ -47,6 +57,9 @@ pub struct Cli {
 pub enum Verb {
     /// Convert a checkpoint: Orbax, safetensors or npz in; safetensors, an Orbax folder, a LeRobot folder out
     Convert(Box<convert::Args>),
+    /// Tell what a preset does to a robot's data, step by step
+    #[cfg(feature = "robot")]
+    Explain(Box<explain::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
     /// Compute what a dataset is normalised by, or hold such statistics against data
@@ -87,6 +100,8 @@ pub fn run(cli: Cli) -> ExitCode {
     }
     let (mouth, result) = match cli.verb {
         Verb::Convert(args) => speak!(convert, args),
+        #[cfg(feature = "robot")]
+        Verb::Explain(args) => speak!(explain, args),
         Verb::Inspect(args) => speak!(inspect, args),
         #[cfg(feature = "robot")]
         Verb::NormStats(args) => speak!(norm_stats, args),

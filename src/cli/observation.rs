@@ -17,7 +17,6 @@
 //!
 //! Invariant: all that is wrong is told at once, before anything is computed. Source: openpi 15a9616, models/model.py.
 
-mod array;
 mod document;
 mod fit;
 
@@ -26,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-pub use array::{Array, Values};
+pub use super::array::{Array, Values};
 pub use fit::{Error, Fault};
 
 use super::chance::Stream;

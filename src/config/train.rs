@@ -39,7 +39,7 @@ pub struct Train {
 pub struct Source {
     /// The dataset.
     pub repo_id: Option<String>,
-    /// Whose statistics.
+    /// Whose statistics; without a name of their own the dataset's. Made-up data have none.
     pub asset_id: Option<String>,
     /// Where they are; or else in `assets_base_dir`/name.
     pub assets_dir: Option<String>,
@@ -245,7 +245,7 @@ fn parse(name: &str, text: &str, folder: &Path) -> Result<Train> {
     );
     let source = Source {
         repo_id: document.repo_id.clone(),
-        asset_id: document.asset_id.clone().or_else(|| document.repo_id.clone()),
+        asset_id: document.asset_id.clone().or_else(|| document.robot.as_ref().and(document.repo_id.clone())),
         assets_dir: document.assets_dir.clone(),
         action_sequence_keys: document.action_sequence_keys.clone(),
         rlds: document.rlds.clone(),

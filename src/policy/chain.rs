@@ -91,10 +91,7 @@ pub struct Widths {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// No statistics.
-    #[error(
-        "norm stats of {asset_id}: there are none; looked in {}. Compute them, name them, or skip them explicitly",
-        looked.join(", ")
-    )]
+    #[error("norm stats of {asset_id}: there are none; looked in {}", looked.join(", "))]
     NoStatistics {
         /// Whose.
         asset_id: String,

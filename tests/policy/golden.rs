@@ -1,4 +1,5 @@
 //! Cases of golden/transforms: records as openpi's own code took and gave them.
+#![allow(unreachable_pub, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

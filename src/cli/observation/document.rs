@@ -11,7 +11,7 @@ use orbax::{Npz, Source};
 use remap::Safetensors;
 use serde_json::Value;
 
-use super::array::Array;
+use super::super::array::Array;
 
 /// Bytes of a JSON document: pictures stand beside it.
 const MAX_JSON: u64 = 1 << 28;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::array::{Array, Values};
+use super::super::array::{Array, Values};
 use super::document::Keys;
 use super::{Images, Noise, Rows, Wanted};
 use crate::model::observation::Flags;
