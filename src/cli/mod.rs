@@ -4,8 +4,12 @@
 
 #[cfg(feature = "model")]
 mod chance;
+#[cfg(feature = "robot")]
+pub mod chunks;
 pub mod convert;
 mod diff;
+#[cfg(feature = "robot")]
+pub mod fast_tokenizer;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "model")]
@@ -14,6 +18,8 @@ pub mod output;
 mod raw;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "robot")]
+pub mod tokenizer;
 #[cfg(feature = "model")]
 pub mod verify;
 
@@ -37,11 +43,17 @@ pub struct Cli {
 pub enum Verb {
     /// Convert a checkpoint: Orbax, safetensors or npz in; safetensors, an Orbax folder, a LeRobot folder out
     Convert(Box<convert::Args>),
+    /// Make a FAST codec of action chunks, or check one against them
+    #[cfg(feature = "robot")]
+    FastTokenizer(Box<fast_tokenizer::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
+    /// Tell what a tokenizer is; text to tokens, tokens to text; a .model as a tokenizer.json
+    #[cfg(feature = "robot")]
+    Tokenizer(Box<tokenizer::Args>),
     /// Tell whether this build, device and checkpoint compute what JAX computes, and where they first depart
     #[cfg(feature = "model")]
     Verify(Box<verify::Args>),
@@ -64,6 +76,12 @@ pub fn run(cli: Cli) -> ExitCode {
             let result = convert::run(*args, &mouth);
             (mouth, result)
         }
+        #[cfg(feature = "robot")]
+        Verb::FastTokenizer(args) => {
+            let mouth = Mouth::new(args.json());
+            let result = fast_tokenizer::run(*args, &mouth);
+            (mouth, result)
+        }
         Verb::Inspect(args) => {
             let mouth = Mouth::new(args.json);
             let result = inspect::run(*args, &mouth);
@@ -73,6 +91,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Sample(args) => {
             let mouth = Mouth::new(args.json);
             let result = sample::run(*args, &mouth);
+            (mouth, result)
+        }
+        #[cfg(feature = "robot")]
+        Verb::Tokenizer(args) => {
+            let mouth = Mouth::new(args.json);
+            let result = tokenizer::run(*args, &mouth);
             (mouth, result)
         }
         #[cfg(feature = "model")]

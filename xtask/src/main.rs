@@ -6,6 +6,7 @@
 //! - [`mod@bench`]: what a verb costs, beside what the machine itself needs for the same bytes
 //! - [`golden`]: the model verified on procedural weights, tiny ones and those of the published size
 //! - [`gpu`]: a GPU probed, tested, verified and timed in one command
+//! - [`tokenizer`]: Gemma's vocabulary fetched, for the tests of the real tokenizer
 //!
 //! Invariant: nothing here is shipped; no room depends on this one.
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@ mod parallel;
 mod procedural;
 mod synth;
 mod tidy;
+mod tokenizer;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -45,6 +47,8 @@ enum Verb {
     Golden(golden::Arguments),
     /// Probe, test, verify and time a GPU, and write a report
     Gpu(gpu::Arguments),
+    /// Fetch Gemma's vocabulary, for the tests of the real tokenizer
+    Tokenizer,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Bench(arguments) => bench::run(root, &arguments),
         Verb::Golden(arguments) => golden::run(root, &arguments),
         Verb::Gpu(arguments) => gpu::run(root, &arguments),
+        Verb::Tokenizer => tokenizer::run(root),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
