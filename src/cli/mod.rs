@@ -8,6 +8,8 @@
 pub mod array;
 #[cfg(feature = "model")]
 mod chance;
+#[cfg(feature = "robot")]
+pub mod chunks;
 pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
@@ -16,6 +18,8 @@ mod diff;
 pub mod episode;
 #[cfg(feature = "robot")]
 pub mod explain;
+#[cfg(feature = "robot")]
+pub mod fast_tokenizer;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "robot")]
@@ -34,6 +38,8 @@ mod record;
 pub mod sample;
 #[cfg(feature = "robot")]
 mod statistics;
+#[cfg(feature = "robot")]
+pub mod tokenizer;
 #[cfg(feature = "model")]
 pub mod verify;
 
@@ -60,6 +66,9 @@ pub enum Verb {
     /// Tell what a preset does to a robot's data, step by step
     #[cfg(feature = "robot")]
     Explain(Box<explain::Args>),
+    /// Make a FAST codec of action chunks, or check one against them
+    #[cfg(feature = "robot")]
+    FastTokenizer(Box<fast_tokenizer::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
     /// Compute what a dataset is normalised by, or hold such statistics against data
@@ -74,6 +83,9 @@ pub enum Verb {
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
+    /// Tell what a tokenizer is; text to tokens, tokens to text; a .model as a tokenizer.json
+    #[cfg(feature = "robot")]
+    Tokenizer(Box<tokenizer::Args>),
     /// Tell whether this build, device and checkpoint compute what JAX computes, and where they first depart
     #[cfg(feature = "model")]
     Verify(Box<verify::Args>),
@@ -102,6 +114,12 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Convert(args) => speak!(convert, args),
         #[cfg(feature = "robot")]
         Verb::Explain(args) => speak!(explain, args),
+        #[cfg(feature = "robot")]
+        Verb::FastTokenizer(args) => {
+            let mouth = Mouth::new(args.json());
+            let result = fast_tokenizer::run(*args, &mouth);
+            (mouth, result)
+        }
         Verb::Inspect(args) => speak!(inspect, args),
         #[cfg(feature = "robot")]
         Verb::NormStats(args) => speak!(norm_stats, args),
@@ -111,6 +129,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Prepare(args) => speak!(prepare, args),
         #[cfg(feature = "model")]
         Verb::Sample(args) => speak!(sample, args),
+        #[cfg(feature = "robot")]
+        Verb::Tokenizer(args) => speak!(tokenizer, args),
         #[cfg(feature = "model")]
         Verb::Verify(args) => speak!(verify, args),
     };

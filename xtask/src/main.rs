@@ -7,6 +7,7 @@
 //! - [`dataset`]: LeRobot datasets of any size, made up
 //! - [`golden`]: the model verified on procedural weights, tiny ones and those of the published size
 //! - [`gpu`]: a GPU probed, tested, verified and timed in one command
+//! - [`tokenizer`]: Gemma's vocabulary fetched, for the tests of the real tokenizer
 //!
 //! Invariant: nothing here is shipped; no room depends on this one.
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod parallel;
 mod procedural;
 mod synth;
 mod tidy;
+mod tokenizer;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,6 +51,8 @@ enum Verb {
     Golden(golden::Arguments),
     /// Probe, test, verify and time a GPU, and write a report
     Gpu(gpu::Arguments),
+    /// Fetch Gemma's vocabulary, for the tests of the real tokenizer
+    Tokenizer,
 }
 
 fn main() -> ExitCode {
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Dataset(arguments) => dataset::run(&arguments),
         Verb::Golden(arguments) => golden::run(root, &arguments),
         Verb::Gpu(arguments) => gpu::run(root, &arguments),
+        Verb::Tokenizer => tokenizer::run(root),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

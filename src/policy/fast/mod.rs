@@ -58,12 +58,12 @@ pub struct Codec {
 #[non_exhaustive]
 pub enum Error {
     /// It cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// A file that is not what it should be.
     #[error("{}: {what}", path.display())]

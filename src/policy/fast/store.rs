@@ -70,7 +70,7 @@ impl Codec {
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| Error::Io { path, source }
+            move |why| Error::Io { path, why }
         };
         std::fs::create_dir_all(folder).map_err(io(folder))?;
         let processor = Processor {
@@ -131,7 +131,7 @@ impl Codec {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
+    let io = |why| Error::Io { path: path.to_owned(), why };
     let file = std::fs::File::open(path).map_err(io)?;
     if !file.metadata().map_err(io)?.is_file() {
         return Err(io(std::io::Error::other("it is not a file")));

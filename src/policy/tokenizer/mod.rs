@@ -101,12 +101,12 @@ pub struct Tokenizer {
 #[non_exhaustive]
 pub enum Error {
     /// It cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {why}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// It has more bytes than any tokenizer.
     #[error("{}: expected at most {MAX_FILE_BYTES} bytes, found {found}; is this a tokenizer?", path.display())]
@@ -133,12 +133,12 @@ pub enum Error {
         found: String,
     },
     /// What is wrong with which file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<Error>,
+        why: Box<Error>,
     },
     /// None where one may be.
     #[error("PaliGemma's tokenizer: none found; looked at\n{}\n{hint}", locate::lines(looked))]
@@ -156,7 +156,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read, is broken, or is the tokenizer of something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |why| Error::Io { path: path.to_owned(), why };
         let file = std::fs::File::open(path).map_err(io)?;
         let about = file.metadata().map_err(io)?;
         if !about.is_file() {
@@ -167,7 +167,7 @@ impl Tokenizer {
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(Error::TooLarge { path: path.to_owned(), found: about.len() });
         }
-        Self::parse(&bytes).map_err(|source| Error::File { path: path.to_owned(), source: Box::new(source) })
+        Self::parse(&bytes).map_err(|why| Error::File { path: path.to_owned(), why: Box::new(why) })
     }
 
     /// From the bytes of such a file.
