@@ -1,6 +1,6 @@
 """Records what openpi's own policies make of frames of a dataset, from the frame to the robot's actions, and its statistics of the data.
 
-    python golden/record_policy.py FRAMES.npz TOKENIZER.model        # FRAMES.npz from fixtures/recipes/make_datasets.py
+    python golden/record_policy.py FRAMES.npz        # FRAMES.npz from fixtures/recipes/make_datasets.py
 
 Writes fixtures/checkpoints/policy/<model>/{params, assets}: tiny networks with weights from chance, laid out as the published ones, with
 statistics that openpi computed; and golden/policy/<preset>.safetensors: for every frame what went into the model and what came out.
@@ -31,6 +31,7 @@ from openpi.shared import normalize
 from openpi.training import config as openpi_config
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "fixtures/tokenizer/tiny/tokenizer.model"
 # What is recorded: the preset, its dataset, and the frames.
 CASES = {
     "pi0_aloha_pen_uncap": ("aloha_png", [0, 12, 64]),
@@ -151,6 +152,7 @@ def record(name, dataset, indices, frames, vocabulary):
     stats = statistics(preset, data, frames, dataset)
     normalize.save(folder / "assets" / data.asset_id, stats)
     stats = normalize.load(folder / "assets" / data.asset_id)  # read from the file they are f64, as a policy has them
+    shutil.copyfile(MODEL, folder / "paligemma_tokenizer.model")
     params = weights(kind, vocabulary, preset.model.action_dim)
     if not (folder / "params").exists():
         ocp.PyTreeCheckpointer().save(folder / "params", {"params": unflatten_dict(params, sep="/")})
@@ -211,8 +213,8 @@ def record(name, dataset, indices, frames, vocabulary):
 
 
 if __name__ == "__main__":
-    frames, model = np.load(sys.argv[1]), Path(sys.argv[2])
-    openpi_tokenizer.download.maybe_download = lambda *args, **kwargs: model
+    frames = np.load(sys.argv[1])
+    openpi_tokenizer.download.maybe_download = lambda *args, **kwargs: MODEL
     openpi_tokenizer.AutoProcessor = type("Auto", (), {"from_pretrained": staticmethod(lambda *args, **kwargs: None)})
     openpi_config.DataConfigFactory._load_norm_stats = lambda *args: None
     shutil.rmtree(ROOT / "fixtures/checkpoints/policy", ignore_errors=True)

@@ -115,3 +115,23 @@ fn a_robot_of_ones_own_takes_the_presets_place() {
     assert!(told.starts_with("pi0_libero: pi0 on mine, layout pi0"), "{told}");
     assert!(told.contains("joints (6) + gripper (1)") && told.contains("base_0_rgb = eye"), "{told}");
 }
+
+#[test]
+fn statistics_are_those_of_the_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, stats) = aloha(folder.path());
+    let assets = folder.path().join("step/assets/trossen");
+    std::fs::create_dir_all(&assets).expect("a folder");
+    std::fs::rename(stats, assets.join("norm_stats.json")).expect("moved");
+    let step = folder.path().join("step");
+    for named in [step.clone(), step.join("params")] {
+        let named = named.display().to_string();
+        let told = done(&["explain", "--config", "pi0_aloha", "--checkpoint-dir", &named]);
+        assert!(told.contains("minus mean, divided by standard deviation: actions (14), state (14)"), "{told}");
+    }
+    let step = step.display().to_string();
+    let told = refused(&["explain", "--config", "pi0_droid", "--checkpoint-dir", &step]);
+    assert!(told.contains("norm stats of droid: there are none; looked in") && told.contains("assets/droid"), "{told}");
+    let told = refused(&["explain", "--config", "pi05_aloha", "--checkpoint-dir", &step]);
+    assert!(told.contains("step normalize: actions: the statistics have no q01 and q99"), "{told}");
+}

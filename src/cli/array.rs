@@ -1,6 +1,6 @@
 //! An array of an observation, whatever file it came from: npy, npz, safetensors, a list in JSON, a picture.
 //!
-//! Invariant: as many values as the shape says; no file makes us hold more than [`MAX_BYTES`] of one array.
+//! Invariant: as many values as the shape says; no file makes us hold more than `MAX_BYTES` of one array.
 
 use std::fs::File;
 use std::io::BufReader;

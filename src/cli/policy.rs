@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::output::Mouth;
-use super::{fetch, statistics};
+use super::{statistics, tokenizer};
 use crate::config::train::{self, Train};
 use crate::model::settings::Settings;
 use crate::policy::action_tokens::{ActionTokens, Hold, HoldDimension, Normal, OnMalformed, TokenizeFast};
@@ -22,7 +22,6 @@ use crate::policy::norm_stats::{NormStats, Stats};
 use crate::policy::prompt::TokenizePrompt;
 use crate::policy::record::Record;
 use crate::policy::step::{Chain, Step};
-use crate::policy::tokenizer::locate::{PUBLISHED_AT, Places};
 use crate::policy::tokenizer::Tokenizer;
 use crate::weights::anatomy::Anatomy;
 use crate::weights::companions::Kind;
@@ -155,7 +154,7 @@ impl Policy {
         let found = statistics::find(&preset, named)?;
         told.norm_stats = found.from.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
 
-        let path = tokenizer_path(args, download, checkpoint, mouth)?;
+        let path = tokenizer::find(args.tokenizer.as_deref(), Some(checkpoint), download, mouth)?;
         let tokenizer = Arc::new(Tokenizer::open(&path)?);
         told.tokenizer = path.display().to_string();
         ensure!(
@@ -230,13 +229,6 @@ fn agree(preset: &Train, anatomy: &Anatomy, settings: &Settings, told: &mut Told
         told.notices.push(format!("{contradiction}; the tensors are run as they are"));
     }
     Ok(())
-}
-
-fn tokenizer_path(args: &Args, download: bool, checkpoint: &Path, mouth: &Mouth) -> Result<PathBuf> {
-    let cached = fetch::resolve(Path::new(PUBLISHED_AT), download, mouth).ok();
-    let places =
-        Places { named: args.tokenizer.as_deref(), checkpoint: Some(checkpoint), cached: cached.as_deref() };
-    Ok(places.find()?)
 }
 
 /// The step that makes tokens, and FAST's words.

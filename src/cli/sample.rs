@@ -91,9 +91,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present_any = ["random_observation", "dataset"])]
     pub observation: Option<PathBuf>,
 
+    /// A robot's policy.
     #[command(flatten)]
     pub policy: policy::Args,
 
+    /// Frames of a dataset.
     #[command(flatten)]
     pub scenes: scenes::Args,
 

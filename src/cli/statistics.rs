@@ -6,15 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use crate::cache::{self, Home};
 use crate::config::train::Train;
 use crate::policy::chain::Statistics;
-use crate::policy::norm_stats::{NormStats, read_all};
-
-/// A real one has some kilobytes.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+use crate::policy::norm_stats::{FILE, NormStats, read_all, read_any};
 
 /// Where a user said they are.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,22 +36,19 @@ pub(super) struct Found {
 pub(super) fn find(train: &Train, told: Told<'_>) -> Result<Found> {
     let asset_id = train.source.asset_id.clone().unwrap_or_default();
     if let Some(path) = told.norm_stats.filter(|path| path.is_file()) {
-        let size = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-        ensure!(size <= MAX_FILE_BYTES, "{}: {size} bytes, at most {MAX_FILE_BYTES} are read", path.display());
-        let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-        let stats = NormStats::parse(asset_id, text).with_context(|| path.display().to_string())?;
+        let stats = NormStats { asset_id, ..read_any(path)? };
         return Ok(Found { statistics: Statistics::Given(stats), from: Some(path.to_owned()) });
     }
     let mut looked = vec![];
     let mut at = |folder: PathBuf| -> Result<Option<Found>> {
         looked.push(folder.display().to_string());
-        if !folder.join("norm_stats.json").exists() {
+        if !folder.join(FILE).exists() {
             return Ok(None);
         }
         let own = read_all(&folder)?.into_iter().find(|stats| stats.asset_id.is_empty());
         let found = own.map(|stats| Found {
             statistics: Statistics::Given(NormStats { asset_id: asset_id.clone(), ..stats }),
-            from: Some(folder.join("norm_stats.json")),
+            from: Some(folder.join(FILE)),
         });
         Ok(found)
     };

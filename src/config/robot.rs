@@ -41,7 +41,7 @@ pub fn file(path: &Path) -> Result<Robot> {
 /// `name`, or a file if it ends in `.toml`: relative to `folder`.
 ///
 /// # Errors
-/// As [`named`] and [`file`].
+/// As [`named`] and [`file()`].
 pub fn find(name: &str, folder: &Path) -> Result<Robot> {
     if name.ends_with(".toml") { file(&folder.join(name)) } else { named(name) }
 }

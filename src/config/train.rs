@@ -229,7 +229,7 @@ pub fn file(path: &Path) -> Result<Train> {
 /// A name, or a file if it ends in `.toml`.
 ///
 /// # Errors
-/// As [`named`] and [`file`].
+/// As [`named`] and [`file()`].
 pub fn find(config: &str) -> Result<Train> {
     if config.ends_with(".toml") { file(Path::new(config)) } else { named(config) }
 }

@@ -91,7 +91,7 @@ impl Step for SubsampleActions {
     }
 
     fn describe(&self) -> String {
-        format!("every {}th action, from the first", self.stride)
+        format!("one action in {}, from the first", self.stride)
     }
 
     fn reads(&self) -> Vec<String> {
