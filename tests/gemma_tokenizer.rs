@@ -94,6 +94,31 @@ fn a_thousand_strings_have_the_ids_that_sentencepiece_gives_them() {
 }
 
 #[test]
+fn a_tokenizer_json_as_hugging_face_writes_it_is_read_as_sentencepiece_means_it() {
+    let Some(tokenizer) = gemma() else { return };
+    let mut file: Json = serde_json::from_str(&tokenizer.to_json()).expect("JSON");
+    let listed = |token: &Json| {
+        let text = token["content"].as_str().expect("text");
+        !(["[toxicity=0]", "<unused99>"].contains(&text) || text.contains('\t'))
+    };
+    let tokens = file["added_tokens"].as_array_mut().expect("list");
+    tokens.retain(listed);
+    for (id, text) in ["<pad>", "<eos>", "<bos>", "<unk>"].iter().enumerate() {
+        tokens.push(serde_json::json!({"id": id, "content": text, "special": true}));
+    }
+    let vocab = file["model"]["vocab"].as_object_mut().expect("vocabulary");
+    let tab = vocab.remove("<0x09>").expect("a byte");
+    vocab.insert("\t".to_owned(), tab);
+    let home = Tokenizer::parse(file.to_string().as_bytes()).expect("parses");
+    for row in rows("gemma_strings.jsonl") {
+        let text = row["text"].as_str().expect("text");
+        let ids = home.encode(text);
+        assert_eq!(row["fnv"].as_str(), Some(checksum(&ids).as_str()), "{row}: {ids:?}");
+        assert_eq!(home.decode(&ids), tokenizer.decode(&ids));
+    }
+}
+
+#[test]
 fn sequences_that_others_published_are_the_same_here() {
     let Some(tokenizer) = gemma() else { return };
     assert_eq!(tokenizer.encode("pick up the bowl\n"), [18075, 908, 573, 14581, 108]);

@@ -1,7 +1,7 @@
 //! Robot data ⇄ model data: what openpi calls transforms, each with its way back, written once. No Burn, no files of weights.
 //!
 //! In reading order:
-//! - [`array`], [`record`]: what flows: arrays and texts under keys joined by `/`, as openpi's flattened dictionaries.
+//! - [`mod@array`], [`record`]: what flows: arrays and texts under keys joined by `/`, as openpi's flattened dictionaries.
 //! - [`step`]: one step, and the chain of them. `apply` runs first to last, `undo` the same steps last to first.
 //! - `repack`, `robot`, `delta`, `normalize`, `image`, `pad`, [`prompt`], [`action_tokens`]: the steps.
 //! - [`tokenizer`], [`fast`]: text ⇄ tokens, action chunks ⇄ tokens.
