@@ -159,7 +159,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
     for row in rows("gemma_fast.jsonl") {
         let len = row["max_len"].as_u64().expect("length") as usize;
         let (horizon, dim) = (row["H"].as_u64().expect("H") as usize, row["D"].as_u64().expect("D") as usize);
-        let words = Words { tokenizer: tokenizer.clone(), codec: codec(row["fast"].as_str().expect("codec")) };
+        let words = Words::new(tokenizer.clone(), codec(row["fast"].as_str().expect("codec"))).expect("room for all");
         let step = |reading| TokenizeFast {
             tokens: ActionTokens::Fast { words: words.clone(), reading },
             max_token_len: len,
@@ -181,7 +181,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
         assert_eq!(record.array("token_ar_mask"), Ok(&Array::new([len], Values::I32(ar))));
 
         let fast_ids: Vec<u32> = numbers(&row["fast_ids"]).iter().map(|id| *id as u32).collect();
-        let direct = words.codec.decode(&fast_ids, horizon, dim).expect("decodes");
+        let direct = words.codec().decode(&fast_ids, horizon, dim).expect("decodes");
         for reading in [Reading::Exact, Reading::Openpi] {
             let answer = numbers(&row["answer"]);
             record.put_array("actions", Array::f64([answer.len()], answer));
@@ -204,7 +204,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
 #[test]
 fn constrained_rows_of_the_published_size_end_within_the_budget() {
     let Some(tokenizer) = gemma() else { return };
-    let words = Words { tokenizer, codec: codec("fast_h50_d14_v2048") };
+    let words = Words::new(tokenizer, codec("fast_h50_d14_v2048")).expect("room for all");
     let grammar = Grammar::new(&words, 50, 14, Some(256)).expect("a grammar");
     let mut seed = 3_u64;
     for _ in 0..3 {
@@ -218,6 +218,6 @@ fn constrained_rows_of_the_published_size_end_within_the_budget() {
         }
         assert!(row.len() <= 256);
         let actions = words.read(&row, Reading::Exact).expect("actions");
-        words.codec.decode(&actions, 50, 14).expect("a chunk");
+        words.codec().decode(&actions, 50, 14).expect("a chunk");
     }
 }
