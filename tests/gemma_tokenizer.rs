@@ -94,6 +94,31 @@ fn a_thousand_strings_have_the_ids_that_sentencepiece_gives_them() {
 }
 
 #[test]
+fn a_tokenizer_json_as_hugging_face_writes_it_is_read_as_sentencepiece_means_it() {
+    let Some(tokenizer) = gemma() else { return };
+    let mut file: Json = serde_json::from_str(&tokenizer.to_json()).expect("JSON");
+    let listed = |token: &Json| {
+        let text = token["content"].as_str().expect("text");
+        !(["[toxicity=0]", "<unused99>"].contains(&text) || text.contains('\t'))
+    };
+    let tokens = file["added_tokens"].as_array_mut().expect("list");
+    tokens.retain(listed);
+    for (id, text) in ["<pad>", "<eos>", "<bos>", "<unk>"].iter().enumerate() {
+        tokens.push(serde_json::json!({"id": id, "content": text, "special": true}));
+    }
+    let vocab = file["model"]["vocab"].as_object_mut().expect("vocabulary");
+    let tab = vocab.remove("<0x09>").expect("a byte");
+    vocab.insert("\t".to_owned(), tab);
+    let home = Tokenizer::parse(file.to_string().as_bytes()).expect("parses");
+    for row in rows("gemma_strings.jsonl") {
+        let text = row["text"].as_str().expect("text");
+        let ids = home.encode(text);
+        assert_eq!(row["fnv"].as_str(), Some(checksum(&ids).as_str()), "{row}: {ids:?}");
+        assert_eq!(home.decode(&ids), tokenizer.decode(&ids));
+    }
+}
+
+#[test]
 fn sequences_that_others_published_are_the_same_here() {
     let Some(tokenizer) = gemma() else { return };
     assert_eq!(tokenizer.encode("pick up the bowl\n"), [18075, 908, 573, 14581, 108]);
@@ -134,7 +159,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
     for row in rows("gemma_fast.jsonl") {
         let len = row["max_len"].as_u64().expect("length") as usize;
         let (horizon, dim) = (row["H"].as_u64().expect("H") as usize, row["D"].as_u64().expect("D") as usize);
-        let words = Words { tokenizer: tokenizer.clone(), codec: codec(row["fast"].as_str().expect("codec")) };
+        let words = Words::new(tokenizer.clone(), codec(row["fast"].as_str().expect("codec"))).expect("room for all");
         let step = |reading| TokenizeFast {
             tokens: ActionTokens::Fast { words: words.clone(), reading },
             max_token_len: len,
@@ -156,7 +181,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
         assert_eq!(record.array("token_ar_mask"), Ok(&Array::new([len], Values::I32(ar))));
 
         let fast_ids: Vec<u32> = numbers(&row["fast_ids"]).iter().map(|id| *id as u32).collect();
-        let direct = words.codec.decode(&fast_ids, horizon, dim).expect("decodes");
+        let direct = words.codec().decode(&fast_ids, horizon, dim).expect("decodes");
         for reading in [Reading::Exact, Reading::Openpi] {
             let answer = numbers(&row["answer"]);
             record.put_array("actions", Array::f64([answer.len()], answer));
@@ -179,7 +204,7 @@ fn rows_of_actions_go_there_and_back_as_in_openpi() {
 #[test]
 fn constrained_rows_of_the_published_size_end_within_the_budget() {
     let Some(tokenizer) = gemma() else { return };
-    let words = Words { tokenizer, codec: codec("fast_h50_d14_v2048") };
+    let words = Words::new(tokenizer, codec("fast_h50_d14_v2048")).expect("room for all");
     let grammar = Grammar::new(&words, 50, 14, Some(256)).expect("a grammar");
     let mut seed = 3_u64;
     for _ in 0..3 {
@@ -193,6 +218,6 @@ fn constrained_rows_of_the_published_size_end_within_the_budget() {
         }
         assert!(row.len() <= 256);
         let actions = words.read(&row, Reading::Exact).expect("actions");
-        words.codec.decode(&actions, 50, 14).expect("a chunk");
+        words.codec().decode(&actions, 50, 14).expect("a chunk");
     }
 }

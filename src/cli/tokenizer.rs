@@ -1,6 +1,6 @@
 //! `pi0 tokenizer`: what a tokenizer is, text ⇄ tokens, and the vocabulary as a `tokenizer.json`.
 //!
-//! Here too is the one place where the other verbs find a tokenizer: [`find`].
+//! Here too is the one place where the other verbs find a tokenizer: `find`.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};

@@ -42,7 +42,7 @@ pub enum ActionTokens {
 impl ActionTokens {
     fn tokenizer(&self) -> &Tokenizer {
         match self {
-            ActionTokens::Fast { words, .. } => &words.tokenizer,
+            ActionTokens::Fast { words, .. } => words.tokenizer(),
             ActionTokens::Binning { tokenizer, .. } | ActionTokens::Fsq { tokenizer } => tokenizer,
         }
     }
@@ -143,7 +143,7 @@ impl Step for TokenizeFast {
 
     fn describe(&self) -> String {
         let what = match &self.tokens {
-            ActionTokens::Fast { words, .. } => format!("FAST ({})", words.codec),
+            ActionTokens::Fast { words, .. } => format!("FAST ({})", words.codec()),
             ActionTokens::Binning { bins, .. } => format!("{bins} bins"),
             ActionTokens::Fsq { .. } => "FSQ".to_owned(),
         };
@@ -211,7 +211,7 @@ impl TokenizeFast {
         let ActionTokens::Fast { words, .. } = &self.tokens else {
             return Err(wrong("only FAST writes actions as tokens; the others, in openpi too, only read".to_owned()));
         };
-        let encoded = words.codec.encode(record.array("actions")?).map_err(|error| wrong(error.to_string()))?;
+        let encoded = words.codec().encode(record.array("actions")?).map_err(|error| wrong(error.to_string()))?;
         if !encoded.unseen.is_empty() {
             let text = format!(
                 "the FAST vocabulary cannot spell the coefficients {:?} of these actions: they are left out, and what is \
@@ -228,7 +228,7 @@ impl TokenizeFast {
         let (horizon, dim) = (self.action_horizon, self.action_dim);
         match &self.tokens {
             ActionTokens::Fast { words, reading } => {
-                Ok(words.read(row, *reading).and_then(|ids| words.codec.decode(&ids, horizon, dim)))
+                Ok(words.read(row, *reading).and_then(|ids| words.codec().decode(&ids, horizon, dim)))
             }
             ActionTokens::Binning { tokenizer, bins } => Ok(binned(tokenizer, *bins, row, horizon * dim)
                 .map_err(|found| Malformed::Length { horizon, dim, found: found.unwrap_or_default() })),

@@ -18,7 +18,7 @@ fn root() -> PathBuf {
 fn words() -> Words {
     let tokenizer = Tokenizer::open(&root().join("fixtures/tokenizer/tiny/tokenizer.model")).expect("opens");
     let codec = Codec::open(&root().join("fixtures/tokenizer/fast_tiny")).expect("opens");
-    Words { tokenizer: Arc::new(tokenizer), codec: Arc::new(codec) }
+    Words::new(Arc::new(tokenizer), Arc::new(codec)).expect("room for all")
 }
 
 fn step(reading: Reading, max_token_len: usize) -> TokenizeFast {
@@ -171,7 +171,7 @@ fn actions_that_the_vocabulary_cannot_spell_are_told() {
 
 #[test]
 fn bins_are_read_and_not_written_and_fsq_is_neither() {
-    let tokenizer = words().tokenizer;
+    let tokenizer = words().tokenizer().clone();
     let mut step = step(Reading::Exact, 64);
     (step.action_horizon, step.action_dim) = (1, 3);
     step.tokens = ActionTokens::Binning { tokenizer: tokenizer.clone(), bins: 256 };

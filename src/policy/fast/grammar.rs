@@ -132,17 +132,17 @@ impl Grammar {
     /// There is no such sentence.
     pub fn new(words: &Words, horizon: usize, dim: usize, budget: Option<usize>) -> Result<Self, NoSentence> {
         let characters = horizon.saturating_mul(dim);
-        let unspellable = NoSentence::Unspellable { tokens: words.codec.len(), horizon, dim };
+        let unspellable = NoSentence::Unspellable { tokens: words.codec().len(), horizon, dim };
         if characters == 0 || characters > super::MAX_VALUES {
             return Err(unspellable);
         }
         let mut model_ids = vec![];
         let mut moves = vec![];
-        for id in 0..words.codec.len() as u32 {
+        for id in 0..words.codec().len() as u32 {
             // A token that is none of the language model's cannot be given.
             let Some(model_id) = words.turn(id) else { break };
             model_ids.push(model_id);
-            moves.push(moves_of(&words.codec, id));
+            moves.push(moves_of(words.codec(), id));
         }
         let fewest = fewest(&moves, characters);
         let (before, behind) = (words.before(), words.behind());

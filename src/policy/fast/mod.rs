@@ -73,8 +73,8 @@ pub enum Error {
         /// What is wrong, what was expected and found.
         what: String,
     },
-    /// A chunk that has no tokens.
-    #[error("action chunk: {0}")]
+    /// A chunk that has no tokens, or a codec that has too many.
+    #[error("{0}")]
     Chunk(String),
     /// Chunks of which no vocabulary can be made.
     #[error("fit: {0}")]

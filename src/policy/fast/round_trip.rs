@@ -37,7 +37,7 @@ pub fn round_trip<'a>(
     let mut squares: Vec<f64> = vec![];
     let mut steps = 0usize;
     for (i, chunk) in chunks.into_iter().enumerate() {
-        let encoded = codec.encode(chunk).map_err(|error| Error::Chunk(format!("number {i}: {error}")))?;
+        let encoded = codec.encode(chunk).map_err(|error| Error::Chunk(format!("chunk {i}: {error}")))?;
         sum.chunks += 1;
         sum.tokens += encoded.ids.len();
         sum.longest = sum.longest.max(encoded.ids.len());
@@ -51,7 +51,7 @@ pub fn round_trip<'a>(
         }
         let home = codec
             .decode(&encoded.ids, horizon, dim)
-            .map_err(|error| Error::Chunk(format!("number {i} does not come back: {error}")))?;
+            .map_err(|error| Error::Chunk(format!("chunk {i} does not come back: {error}")))?;
         let widest = dim.max(squares.len());
         squares.resize(widest, 0.0);
         sum.max.resize(widest, 0.0);

@@ -159,7 +159,15 @@ fn half_a_character_is_no_text() {
 /// The tiny vocabulary with a codec.
 fn words(codec: Codec) -> Words {
     let tokenizer = Tokenizer::open(&fixture("tiny/tokenizer.model")).expect("opens");
-    Words { tokenizer: Arc::new(tokenizer), codec: Arc::new(codec) }
+    Words::new(Arc::new(tokenizer), Arc::new(codec)).expect("room for all")
+}
+
+#[test]
+fn a_codec_with_more_tokens_than_the_language_model_has_room_for_is_refused() {
+    let tokenizer = Arc::new(Tokenizer::open(&fixture("tiny/tokenizer.model")).expect("opens"));
+    let codec = Arc::new(Codec::open(&fixture("fast_h50_d14_v2048")).expect("opens"));
+    let message = Words::new(tokenizer, codec).expect_err("refused").to_string();
+    assert!(message.contains("at most 2020 tokens for this tokenizer, found 2048"), "{message}");
 }
 
 /// Any number, the next from the last: chance for tests.
@@ -189,8 +197,8 @@ fn every_sentence_of_the_grammar_is_a_chunk_whatever_is_chosen() {
                 }
                 assert!(budget.is_none_or(|budget| row.len() <= budget), "{} tokens", row.len());
                 let actions = words.read(&row, Reading::Exact).expect("actions");
-                words.codec.decode(&actions, 10, 7).expect("a chunk");
-                assert_eq!(grammar.allowed(place), [words.tokenizer.eos()], "nothing but the end follows the end");
+                words.codec().decode(&actions, 10, 7).expect("a chunk");
+                assert_eq!(grammar.allowed(place), [words.tokenizer().eos()], "nothing but the end follows the end");
             }
         }
     }
@@ -201,7 +209,7 @@ fn the_grammar_allows_what_the_codec_writes_and_nothing_else() {
     let words = words(Codec::open(&fixture("fast_tiny")).expect("opens"));
     let grammar = Grammar::new(&words, 10, 7, None).expect("a grammar");
     for chunk in &tiny_chunks()[..20] {
-        let row = words.sentence(&words.codec.encode(chunk).expect("encodes").ids);
+        let row = words.sentence(&words.codec().encode(chunk).expect("encodes").ids);
         for at in 0..row.len() {
             let allowed = grammar.allowed_after(&row[..at]).expect("so far");
             assert!(allowed.contains(&row[at]), "token {at} of {row:?}");

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::{Codec, Malformed};
+use super::{Codec, Error, Malformed};
 use crate::policy::prompt::strip;
 use crate::policy::tokenizer::Tokenizer;
 
@@ -32,13 +32,34 @@ pub enum Reading {
 /// A codec's tokens as tokens of the language model.
 #[derive(Debug, Clone)]
 pub struct Words {
-    /// The language model's.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The actions'.
-    pub codec: Arc<Codec>,
+    tokenizer: Arc<Tokenizer>,
+    codec: Arc<Codec>,
 }
 
 impl Words {
+    /// # Errors
+    /// The codec has more tokens than the language model has room for.
+    pub fn new(tokenizer: Arc<Tokenizer>, codec: Arc<Codec>) -> Result<Self, Error> {
+        // The ids 0 to 3 are `<pad>`, `<eos>`, `<bos>`, `<unk>`: an action must be none of them.
+        let room = tokenizer.len().saturating_sub(PASSED_OVER as usize + 4);
+        if codec.len() > room {
+            let what =
+                format!("expected a FAST codec of at most {room} tokens for this tokenizer, found {}", codec.len());
+            return Err(Error::Chunk(what));
+        }
+        Ok(Self { tokenizer, codec })
+    }
+
+    /// The language model's.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The actions'.
+    pub fn codec(&self) -> &Arc<Codec> {
+        &self.codec
+    }
+
     /// The language model's id of action token `t`, or the other way round: the map is its own inverse. `None` where
     /// there is none.
     pub fn turn(&self, id: u32) -> Option<u32> {

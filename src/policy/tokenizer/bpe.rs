@@ -77,10 +77,9 @@ impl Tokenizer {
         let mut symbols: Vec<Symbol> = vec![];
         let mut rest = text;
         while let Some(first) = rest.chars().next() {
-            let whole = self.user.get(&first).and_then(|ids| {
-                ids.iter().filter_map(|id| self.lexicon.get(*id)).find(|piece| rest.starts_with(piece))
-            });
-            let len = whole.map_or(first.len_utf8(), str::len);
+            let lengths = self.user.get(&first).map_or(&[][..], Vec::as_slice);
+            let whole = lengths.iter().find(|len| rest.get(..**len).is_some_and(|text| self.is_user(text)));
+            let len = whole.copied().unwrap_or(first.len_utf8());
             let at = symbols.len();
             symbols.push(Symbol {
                 start: text.len() - rest.len(),
@@ -95,6 +94,10 @@ impl Tokenizer {
             last.next = NONE;
         }
         symbols
+    }
+
+    fn is_user(&self, text: &str) -> bool {
+        self.lexicon.find(text).is_some_and(|id| self.kinds[id as usize] == PieceKind::User)
     }
 
     fn join(&self, text: &str, symbols: &mut [Symbol]) {

@@ -4,7 +4,7 @@
 //! of the pieces does not: sentencepiece numbers pieces in the order in which it made them, so a score is `-id`.
 //! Three things are written there otherwise than sentencepiece means them, and are read as sentencepiece means them:
 //! the byte `<0x09>` bears the name "\t"; `<bos>`, `<eos>`, `<pad>`, `<unk>` are found in a text (they are plain text);
-//! `[toxicity=0]` and `<unused99>` are not (they are taken whole).
+//! `[toxicity=0]`, `<unused99>` and runs of tabs are not added tokens (they are taken whole).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -45,8 +45,10 @@ struct AddedToken {
     content: String,
 }
 
-/// Taken whole by sentencepiece although the file does not list them.
-const UNLISTED: [&str; 2] = ["[toxicity=0]", "<unused99>"];
+/// Taken whole by sentencepiece although the file may not list it.
+fn is_unlisted(text: &str) -> bool {
+    ["[toxicity=0]", "<unused99>"].contains(&text) || (text.len() > 1 && text.bytes().all(|byte| byte == b'\t'))
+}
 
 /// The pieces of a `tokenizer.json`.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Piece>, Error> {
@@ -82,7 +84,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Piece>, Error> {
         let kind = match FIRST.get(id) {
             Some((name, kind)) if *name == text => *kind,
             _ if text == "\t" && first_byte.is_some_and(|first| first as usize + 9 == id) => PieceKind::Byte(9),
-            _ if added.contains_key(text) || UNLISTED.contains(&text) || is_own(text) => PieceKind::User,
+            _ if added.contains_key(text) || is_unlisted(text) || is_own(text) => PieceKind::User,
             _ => model::byte(text).map_or(PieceKind::Normal, PieceKind::Byte),
         };
         Ok(Piece { text: text.to_owned(), score: -(id as f32), kind })

@@ -88,8 +88,8 @@ pub struct Tokenizer {
     lexicon: Lexicon,
     scores: Vec<f32>,
     kinds: Vec<PieceKind>,
-    /// Pieces of [`PieceKind::User`] by their first character, longest first.
-    user: HashMap<char, Vec<u32>>,
+    /// Lengths in bytes of the pieces of [`PieceKind::User`] by their first character, longest first, each once.
+    user: HashMap<char, Vec<usize>>,
     /// Ids of the 256 bytes.
     bytes: Vec<u32>,
     kind: Kind,
@@ -198,7 +198,7 @@ impl Tokenizer {
             pieces.extend(added().map(user));
         }
         let mut lexicon = Lexicon::with_capacity(pieces.len(), pieces.iter().map(|piece| piece.text.len()).sum());
-        let mut user: HashMap<char, Vec<u32>> = HashMap::new();
+        let mut user: HashMap<char, Vec<usize>> = HashMap::new();
         let mut bytes = vec![None; 256];
         for (piece, id) in pieces.iter().zip(0u32..) {
             let found = match piece.kind {
@@ -206,7 +206,7 @@ impl Tokenizer {
                     if piece.kind == PieceKind::User
                         && let Some(first) = piece.text.chars().next()
                     {
-                        user.entry(first).or_default().push(id);
+                        user.entry(first).or_default().push(piece.text.len());
                     }
                     lexicon.push(&piece.text, true)
                 }
@@ -220,8 +220,9 @@ impl Tokenizer {
                 return Err(Error::Broken { what: format!("piece {id}: {:?} is piece {first} already", piece.text) });
             }
         }
-        for ids in user.values_mut() {
-            ids.sort_by_key(|id| std::cmp::Reverse(lexicon.get(*id).map_or(0, str::len)));
+        for lengths in user.values_mut() {
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            lengths.dedup();
         }
         let bytes: Vec<u32> = bytes.into_iter().flatten().collect();
         if bytes.len() != 256 {
