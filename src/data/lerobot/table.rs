@@ -4,7 +4,8 @@
 //! the same way: no value is null, and a row begins every `width` values. Columns that nobody asks for are not touched.
 //!
 //! Invariant: what the file claims is held against limits and against what its episodes need before it is decoded, and
-//! no fault of the file's panics: the parquet crate is called only inside [`Table::guard`].
+//! no fault of the file's panics: the parquet crate is called only inside [`Table::guard`]. One thing is left to the
+//! crate: it makes room for a page by what the page's header claims, at most 2 GiB, before it decodes it.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
