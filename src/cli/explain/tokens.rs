@@ -19,6 +19,9 @@ use crate::policy::step::Step;
 use crate::policy::tokenizer::Tokenizer;
 use crate::weights::companions::Kind;
 
+/// What is made of words; the masks of what is learned are of pi0-FAST alone.
+const WRITES: [&str; 4] = ["tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask"];
+
 /// Where the vocabularies may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Places<'a> {
@@ -109,7 +112,8 @@ struct Untokenized {
     name: &'static str,
     what: String,
     why: String,
-    state: bool,
+    reads: Vec<&'static str>,
+    writes: &'static [&'static str],
 }
 
 impl Untokenized {
@@ -126,7 +130,13 @@ impl Untokenized {
             (false, false) => format!("prompt becomes {length} tokens"),
         };
         let name = if fast { "tokenize-fast" } else { "tokenize-prompt" };
-        Untokenized { name, what, why: why.to_owned(), state }
+        let reads = match (fast, state) {
+            (true, _) => vec!["prompt", "state", "actions"],
+            (false, true) => vec!["prompt", "state"],
+            (false, false) => vec!["prompt"],
+        };
+        let writes = if fast { &WRITES[..] } else { &WRITES[..2] };
+        Untokenized { name, what, why: why.to_owned(), reads, writes }
     }
 }
 
@@ -140,12 +150,11 @@ impl Step for Untokenized {
     }
 
     fn reads(&self) -> Vec<String> {
-        let state = self.state.then(|| "state".to_owned());
-        std::iter::once("prompt".to_owned()).chain(state).collect()
+        self.reads.iter().map(|key| (*key).to_owned()).collect()
     }
 
     fn writes(&self) -> Vec<String> {
-        vec!["tokenized_prompt".to_owned(), "tokenized_prompt_mask".to_owned()]
+        self.writes.iter().map(|key| (*key).to_owned()).collect()
     }
 
     fn apply(&self, record: &mut Record) -> Result<(), Fault> {
