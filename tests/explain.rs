@@ -135,3 +135,102 @@ fn statistics_are_those_of_the_checkpoint() {
     let told = refused(&["explain", "--config", "pi05_aloha", "--checkpoint-dir", &step]);
     assert!(told.contains("step normalize: actions: the statistics have no q01 and q99"), "{told}");
 }
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).display().to_string()
+}
+
+#[test]
+fn a_frame_of_a_dataset_takes_the_steps_of_training() {
+    let (data, stats) = (fixture("lerobot/aloha_png"), fixture("checkpoints/policy/pi05/assets"));
+    let tokenizer = fixture("tokenizer/tiny");
+    let arguments = ["explain", "--config", "pi05_aloha_pen_uncap", "--dataset", &data, "--norm-stats", &stats];
+    let told =
+        done(&[&arguments[..], &["--episode", "1", "--frame", "3", "--tokenizer", &tokenizer, "--json"]].concat());
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["frame"]["episode"], 1);
+    let entry = |entries: &Value, key: &str| {
+        let entries = entries.as_array().expect("entries");
+        entries.iter().find(|entry| entry["key"] == key).cloned().unwrap_or_else(|| panic!("{key}"))
+    };
+    let step = |name: &str| {
+        let steps = told["steps"].as_array().expect("steps");
+        steps.iter().find(|step| step["name"] == name).cloned().unwrap_or_else(|| panic!("{name}"))
+    };
+    assert_eq!(entry(&told["input"], "frame_index")["min"], 3.0);
+    assert_eq!(entry(&told["input"], "episode_index")["min"], 1.0);
+    assert_eq!(entry(&told["input"], "action")["shape"], json!([50, 14]), "the chunk beside the frame");
+    assert_eq!(entry(&told["input"], "action_is_pad")["shape"], json!([50]));
+    assert_eq!(entry(&told["input"], "observation.images.cam_high")["shape"], json!([3, 48, 64]), "as LeRobot has it");
+    assert_eq!(entry(&step("repack")["changed"], "actions")["shape"], json!([50, 14]));
+    assert_eq!(entry(&step("robot-cameras")["changed"], "image/base_0_rgb")["shape"], json!([48, 64, 3]));
+    assert_eq!(entry(&step("inject-default-prompt")["changed"], "prompt")["text"], "uncap the pen");
+    assert_eq!(entry(&step("pad-states-and-actions")["changed"], "actions")["shape"], json!([50, 32]));
+    let tokens = &step("tokenize-prompt")["tokens"];
+    let prompt = tokens["prompt"].as_str().expect("a prompt");
+    let bins = prompt.strip_prefix("Task: uncap the pen, State: ").and_then(|rest| rest.strip_suffix(";\nAction: "));
+    assert_eq!(bins.expect("openpi's form").split(' ').map(|bin| bin.parse::<u8>().expect("a bin")).count(), 14);
+    assert_eq!((&tokens["of"], tokens["count"].as_u64().is_some_and(|n| n > 14)), (&json!(200), true));
+    let words = done(&[&arguments[..], &["--tokenizer", &tokenizer]].concat());
+    assert!(
+        words.contains("frame 0 of 40 of episode 0 of") && words.contains("tokens of 200; the prompt is"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_datasets_task_is_the_prompt_where_the_preset_says_so_and_actions_become_tokens() {
+    let data = fixture("lerobot/libero_png");
+    let (checkpoint, codec) = (fixture("checkpoints/policy/pi0_fast"), fixture("tokenizer/fast_tiny"));
+    let arguments = ["explain", "--config", "pi0_fast_libero", "--dataset", &data, "--frame", "12", "--checkpoint-dir"];
+    let arguments = [&arguments[..], &[&checkpoint]].concat();
+    // The tokenizer lies beside the checkpoint.
+    let told = done(&[&arguments[..], &["--fast-tokenizer", &codec]].concat());
+    for part in [
+        " 1 prompt-from-task",
+        "put the bowl on the plate",
+        "actions [10, 7] as FAST (315 tokens",
+        "of them of the actions; the prompt is \"Task: put the bowl on the plate, State: ",
+    ] {
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let words = refused(&[&arguments[..], &["--fast-tokenizer", "nowhere"]].concat());
+    assert!(words.contains("nowhere"), "{words}");
+    let pi0 = ["explain", "--config", "pi0_libero", "--dataset", &data, "--skip-norm-stats", "--tokenizer"];
+    let words = refused(&[&pi0[..], &[&fixture("tokenizer/tiny"), "--fast-tokenizer", &codec]].concat());
+    assert!(words.contains("--fast-tokenizer: of pi0-FAST alone"), "{words}");
+    let told = done(&[&pi0[..], &[&fixture("tokenizer/tiny")]].concat());
+    assert!(told.contains("the prompt is \"put the bowl on the plate\\n\""), "{told}");
+}
+
+#[test]
+fn a_dataset_that_lacks_what_the_preset_reads_is_told_the_nearest_and_a_way() {
+    let with = |config: &str, data: &str, more: &[&str]| {
+        let data = fixture(&format!("lerobot/{data}"));
+        refused(&[&["explain", "--config", config, "--dataset", &data, "--skip-norm-stats"][..], more].concat())
+    };
+    let words = with("pi0_libero", "libero_v21_img", &[]);
+    for part in ["actions: pi0_libero reads its chunks of actions here", "the nearest is action", "[data.repack]"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let words = with("pi0_aloha_pen_uncap", "aloha_v21_h264", &[]);
+    assert!(words.contains("the nearest is observation.images.cam_left_wrist"), "{words}");
+    let words = with("pi0_libero", "libero_png", &["--frame", "999"]);
+    assert!(words.contains("--frame 999: episode 0 of") && words.contains("frames, 0 to"), "{words}");
+    let words = with("pi0_libero", "libero_png", &["--episode", "99"]);
+    assert!(words.contains("episode 99: the dataset has"), "{words}");
+    let words = with("pi0_libero", "libero_png", &["--observation", "obs.json"]);
+    assert!(words.contains("cannot be used with"), "{words}");
+    let words = with("debug", "libero_png", &[]);
+    assert!(words.contains("made up"), "{words}");
+    // A preset that hands a prompt on, of data that have none.
+    let folder = tempfile::tempdir().expect("a folder");
+    let preset =
+        include_str!("../configs/train/pi0_libero.toml").replace("prompt_from_task = true", "prompt_from_task = false");
+    let preset = write(folder.path(), "mine.toml", &preset);
+    let words = with(&preset, "libero_png", &[]);
+    assert!(
+        words.contains("prompt: mine reads its prompt here") && words.contains("prompt_from_task = true"),
+        "{words}"
+    );
+}

@@ -265,7 +265,9 @@ fn words(r: &Report) -> String {
         let _ = writeln!(t, "norm stats: {}", units.norm_stats);
     }
     let and = r.units.as_ref().map(|units| format!(" | in {}", units.convention)).unwrap_or_default();
-    let _ = writeln!(t, "there and back, in normalised units{and}:");
+    if !r.max_error.is_empty() {
+        let _ = writeln!(t, "there and back, in normalised units{and}:");
+    }
     for (d, (max, rms)) in r.max_error.iter().zip(&r.rms_error).enumerate() {
         let _ = write!(t, "  dimension {d:>2}  largest error {max:.4}  rms {rms:.4}");
         if let Some((max, rms)) = r.units.as_ref().and_then(|u| Some((u.max_error.get(d)?, u.rms_error.get(d)?))) {

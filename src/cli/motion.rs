@@ -36,7 +36,12 @@ pub(super) fn gather(folders: &[PathBuf], preset: &Train, horizon: usize, mouth:
         episodes: vec![],
         horizon,
         // Data that are relative already stay as they are on the way in.
-        delta: data.delta.iter().filter(|delta| delta.ways == Ways::Both).flat_map(|delta| delta.mask.clone()).collect(),
+        delta: data
+            .delta
+            .iter()
+            .filter(|delta| delta.ways == Ways::Both)
+            .flat_map(|delta| delta.mask.clone())
+            .collect(),
         picked: None,
     };
     let (mut state, mut actions) = (Columns::default(), Columns::default());

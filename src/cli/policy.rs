@@ -192,12 +192,7 @@ pub(super) fn take_notices(record: &mut Record) -> Vec<String> {
 fn agree(preset: &Train, anatomy: &Anatomy, settings: &Settings, told: &mut Told) -> Result<()> {
     let model = &preset.model;
     if let Some(found) = Kind::of(anatomy).filter(|found| *found != model.model) {
-        bail!(
-            "--config {}: it is a {}, and these tensors are a {}",
-            preset.name,
-            model.model.name(),
-            found.name()
-        );
+        bail!("--config {}: it is a {}, and these tensors are a {}", preset.name, model.model.name(), found.name());
     }
     if let Some(found) = settings.action_dim().filter(|found| *found as u64 != model.action_dim) {
         bail!(

@@ -124,3 +124,15 @@ fn chosen<'a>(dataset: &'a Dataset, list: &str) -> Result<Vec<&'a Episode>> {
     all.dedup_by_key(|episode| episode.index);
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_so_narrow_that_nothing_is_left_is_refused_with_both_sizes() {
+        let fault = resized(&[0; 1500], (1, 500), 224).unwrap_err();
+        assert_eq!(fault, "pictures of 500x1: nothing would be left of them at 224x224");
+        assert_eq!(resized(&[7; 12], (2, 2), 2).unwrap(), [7; 12]);
+    }
+}

@@ -124,11 +124,15 @@ pub(super) fn tokenizing(
 /// "Stay where you are" for this robot: no movement where actions are relative to the state or small steps of it, the
 /// state itself where they are positions.
 fn hold(data: &Data, statistics: &Statistics, action_dim: usize) -> Result<Hold> {
-    let Statistics::Given(NormStats { keys, .. }) = statistics else { bail!("--on-malformed hold: it needs norm stats") };
+    let Statistics::Given(NormStats { keys, .. }) = statistics else {
+        bail!("--on-malformed hold: it needs norm stats")
+    };
     let stats = |key: &str| keys.get(key).with_context(|| format!("--on-malformed hold: no norm stats of {key}"));
     let (state, actions) = (stats("state")?, stats("actions")?);
     let normal = |stats: &Stats, d: usize| -> Result<Normal> {
-        let at = |list: &[f64]| list.get(d).copied().with_context(|| format!("--on-malformed hold: no norm stats of dim {d}"));
+        let at = |list: &[f64]| {
+            list.get(d).copied().with_context(|| format!("--on-malformed hold: no norm stats of dim {d}"))
+        };
         Ok(match (data.use_quantile_norm, &stats.q01, &stats.q99) {
             (true, Some(low), Some(high)) => {
                 let (low, high) = (at(low)?, at(high)?);

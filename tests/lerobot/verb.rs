@@ -1,5 +1,10 @@
 //! `pi0 dataset` and `pi0 prepare` as people call them.
 
+use pi0_burn::data::lerobot::Dataset;
+use pi0_burn::policy::image::ResizeImages;
+use pi0_burn::policy::record::Record;
+use pi0_burn::policy::step::Step;
+
 use super::tool::{done, pi0, refused};
 use super::{copy, ffmpeg, fixture, replace};
 
@@ -102,6 +107,28 @@ fn prepare_makes_films_and_goes_on_where_it_was() {
         words.contains("--episodes 0-7") && words.contains("episode 7: the dataset has 3 episodes, 0 to 2"),
         "{words}"
     );
+}
+
+#[test]
+fn a_prepared_frame_is_what_the_policy_resizes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, films) = (fixture("aloha_png"), dir.path().join("films"));
+    let [folder, cache] = [&set, &films].map(|path| path.to_str().unwrap());
+    // One that is smaller and one that is larger than the pictures, which are wider than high.
+    for size in [40, 224] {
+        done(&["prepare", folder, "--cache", cache, "--episodes", "1", "--size", &size.to_string()]);
+        let plain = Dataset::open(&set).unwrap();
+        let prepared = Dataset::open(&set).unwrap().with_prepared(&films);
+        let index = plain.episode(1).unwrap().frames.start + 7;
+        let (plain, prepared) = (plain.frame(index).unwrap(), prepared.frame(index).unwrap());
+        for camera in ["cam_high", "cam_left_wrist", "cam_right_wrist"] {
+            let key = format!("observation.images.{camera}");
+            let mut record = Record::default();
+            record.put_array("image/a", plain.array(&key).unwrap().clone());
+            ResizeImages { height: size, width: size }.apply(&mut record).unwrap();
+            assert_eq!(record.array("image/a").unwrap(), prepared.array(&key).unwrap(), "{camera} {size}");
+        }
+    }
 }
 
 #[test]

@@ -78,7 +78,8 @@ impl Args {
         let of = normalize.unit("actions").with_context(|| format!("{from}: it has no statistics of actions"))?;
         let convention = if data.adapt_to_pi { "pi's convention of joints and grippers" } else { "the robot's units" };
         let folders: Vec<String> = self.dataset.iter().map(|folder| folder.display().to_string()).collect();
-        let some = if count < frames { format!(", {count} of {frames} frames at even distances") } else { String::new() };
+        let some =
+            if count < frames { format!(", {count} of {frames} frames at even distances") } else { String::new() };
         let source = format!("{} by {}{some}", folders.join(", "), preset.name);
         Ok(Chunks { source, all, units: Some(Units { norm_stats: from, convention, of }) })
     }

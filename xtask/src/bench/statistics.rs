@@ -83,7 +83,8 @@ pub(super) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     for (layout, kind) in LAYOUTS {
         let dataset = made(&scratch, layout, kind, frames)?;
         bytes.push(read_once(&dataset)?);
-        let line = |what, wall_s: f64, usage| Line { layout, what, usage, wall_s, frames_per_s: frames as f64 / wall_s };
+        let line =
+            |what, wall_s: f64, usage| Line { layout, what, usage, wall_s, frames_per_s: frames as f64 / wall_s };
         let mut walls = vec![];
         for _ in 0..arguments.runs {
             let begin = Instant::now();
