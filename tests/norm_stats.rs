@@ -11,7 +11,7 @@ use parquet::data_type::{DataType, FloatType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
-use pi0_burn::policy::norm_stats::{NormStats, read_any};
+use pi0_burn::policy::norm_stats::read_any;
 use serde_json::{Value as Json, json};
 use tool::{done, pi0, refused};
 
@@ -82,13 +82,13 @@ fn exact_statistics_lie_beside_openpis_and_count_every_frame() {
             let (low, high) = (exact.q01.clone().expect("q01"), exact.q99.clone().expect("q99"));
             for d in 0..exact.width() {
                 assert!(exact.std[d] > 0.0 && low[d] < exact.mean[d] && exact.mean[d] < high[d], "{config} {key}[{d}]");
-                // openpi leaves out the frames that fill no batch: at most 20 of 52, so nothing lies far.
-                let near = |a: f64, b: f64| (a - b).abs() < exact.std[d];
-                assert!(
-                    near(exact.mean[d], openpi.mean[d]) && near(exact.std[d], openpi.std[d]),
-                    "{config} {key}[{d}]"
-                );
-                assert!(near(low[d], openpi.q01.as_ref().expect("q01")[d]), "{config} {key}[{d}]");
+                // openpi leaves out the frames that fill no batch: the last of 65, but 20 of 52.
+                let share = if data == "aloha_png" { 0.1 } else { 1.0 };
+                let near = |a: f64, b: f64, share: f64| (a - b).abs() < share * exact.std[d];
+                let [mean, std, q01] = [openpi.mean[d], openpi.std[d], openpi.q01.as_ref().expect("q01")[d]];
+                assert!(near(exact.mean[d], mean, share) && near(exact.std[d], std, share), "{config} {key}[{d}]");
+                // Its percentiles are those of bins that have moved, and may lie far in so few frames.
+                assert!(near(low[d], q01, 1.0), "{config} {key}[{d}]");
             }
         }
     }
@@ -149,12 +149,12 @@ fn statistics_of_the_same_robot_fit_and_anothers_do_not() {
 #[test]
 fn another_tools_file_is_held_against_the_data() {
     let folder = tempfile::tempdir().expect("a folder");
-    let ours = NormStats::parse("", fs::read(recorded("pi0", LIBERO)).expect("read")).expect("statistics");
+    let data = dataset("libero_png");
+    let ours = read_any(&computed(folder.path(), "pi0_libero", &data, LIBERO, &[])).expect("statistics");
     let of = |key: &str| json!({"mean": ours.keys[key].mean, "std": ours.keys[key].std, "count": [52]});
     let file = folder.path().join("stats.json");
     fs::write(&file, json!({"observation.state": of("state"), "action": of("actions")}).to_string()).expect("written");
     let file = file.display().to_string();
-    let data = dataset("libero_png");
     let told = done(&["norm-stats", "--config", "pi0_libero", "--dataset", &data, "--check", "--norm-stats", &file]);
     assert!(told.contains("they fit") && told.contains(&file), "{told}");
 }
