@@ -114,7 +114,15 @@ fn the_same_numbers_choose_the_same_tokens() {
             (state >> 11) as f64 / (1u64 << 53) as f64
         };
         let choice = Choice::Temperature(1.0, &mut next);
-        sample_tokens(&pi, &both, limits(6, Stop::AllAtOnce, Next::Reference), choice, &|_| None, &mut Taps::off(), &mut || {})
+        sample_tokens(
+            &pi,
+            &both,
+            limits(6, Stop::AllAtOnce, Next::Reference),
+            choice,
+            &|_| None,
+            &mut Taps::off(),
+            &mut || {},
+        )
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));

@@ -198,13 +198,20 @@ fn held(args: &Args, preset: &Train, asset_id: &str) -> Result<Held> {
         None => Path::new(&preset.training.assets_base_dir).join(&preset.name),
     };
     if !assets.is_dir() {
-        bail!("{}: there is no such folder; name the statistics with --norm-stats or --checkpoint-dir", assets.display());
+        bail!(
+            "{}: there is no such folder; name the statistics with --norm-stats or --checkpoint-dir",
+            assets.display()
+        );
     }
     let all = norm_stats::read_all(&assets)?;
     let ids: Vec<String> = all.iter().map(|stats| stats.asset_id.clone()).collect();
     let found: Option<NormStats> = all.into_iter().find(|stats| stats.asset_id == asset_id);
     let stats = found.with_context(|| {
-        format!("{}: no statistics of {asset_id}; there are {}. --asset-id names another", assets.display(), ids.join(", "))
+        format!(
+            "{}: no statistics of {asset_id}; there are {}. --asset-id names another",
+            assets.display(),
+            ids.join(", ")
+        )
     })?;
     Ok(Held { stats, from: assets.join(asset_id).join(FILE).display().to_string() })
 }

@@ -34,6 +34,7 @@ const FAST_HUB: &str = ".cache/huggingface/hub/models--physical-intelligence--fa
 
 /// Whose policy, and what it goes by.
 #[derive(Debug, clap::Args)]
+#[group(id = "policy")]
 #[command(next_help_heading = "A robot's policy")]
 pub struct Args {
     /// Preset under openpi's name, or a file of your own (.toml): the observation is then a robot's, not model-ready
@@ -211,12 +212,7 @@ pub(super) fn take_notices(record: &mut Record) -> Vec<String> {
 fn agree(preset: &Train, anatomy: &Anatomy, settings: &Settings, told: &mut Told) -> Result<()> {
     let model = &preset.model;
     if let Some(found) = Kind::of(anatomy).filter(|found| *found != model.model) {
-        bail!(
-            "--config {}: it is a {}, and these tensors are a {}",
-            preset.name,
-            model.model.name(),
-            found.name()
-        );
+        bail!("--config {}: it is a {}, and these tensors are a {}", preset.name, model.model.name(), found.name());
     }
     if let Some(found) = settings.action_dim().filter(|found| *found as u64 != model.action_dim) {
         bail!(
@@ -264,7 +260,7 @@ fn tokenizing(
             let folder = fast_folder(args, checkpoint)?;
             let codec = Arc::new(Codec::open(&folder)?);
             told.fast_tokenizer = Some(folder.display().to_string());
-            let words = Words { tokenizer: Arc::clone(tokenizer), codec };
+            let words = Words::new(Arc::clone(tokenizer), codec)?;
             let reading = match args.reading {
                 Some(ReadingChoice::Openpi) => Reading::Openpi,
                 _ => Reading::Exact,
@@ -283,11 +279,15 @@ fn tokenizing(
 /// "Stay where you are" for this robot: no movement where actions are relative to the state or small steps of it, the
 /// state itself where they are positions.
 fn hold(data: &Data, statistics: &Statistics, action_dim: usize) -> Result<Hold> {
-    let Statistics::Given(NormStats { keys, .. }) = statistics else { bail!("--on-malformed hold: it needs norm stats") };
+    let Statistics::Given(NormStats { keys, .. }) = statistics else {
+        bail!("--on-malformed hold: it needs norm stats")
+    };
     let stats = |key: &str| keys.get(key).with_context(|| format!("--on-malformed hold: no norm stats of {key}"));
     let (state, actions) = (stats("state")?, stats("actions")?);
     let normal = |stats: &Stats, d: usize| -> Result<Normal> {
-        let at = |list: &[f64]| list.get(d).copied().with_context(|| format!("--on-malformed hold: no norm stats of dim {d}"));
+        let at = |list: &[f64]| {
+            list.get(d).copied().with_context(|| format!("--on-malformed hold: no norm stats of dim {d}"))
+        };
         Ok(match (data.use_quantile_norm, &stats.q01, &stats.q99) {
             (true, Some(low), Some(high)) => {
                 let (low, high) = (at(low)?, at(high)?);

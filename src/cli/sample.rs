@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use burn::tensor::Device;
+use clap::ValueEnum;
 use remap::{Map, Options};
 
 use super::Answer;
@@ -26,9 +26,9 @@ use super::observation::{self, Rows, Wanted};
 use super::output::Mouth;
 use super::policy;
 use crate::device::{Precision, device, packs};
-use crate::model::{Pi, Settings};
 use crate::model::fast::Next;
 use crate::model::settings::Head;
+use crate::model::{Pi, Settings};
 use crate::policy::fast::Grammar;
 use crate::sample::tokens::Stop;
 use crate::weights::anatomy::Anatomy;

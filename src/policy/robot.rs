@@ -36,6 +36,7 @@ pub struct Robot {
     /// Another convention of joints and grippers, in which a model may have been trained.
     pub adapt_to_pi: Option<Adapt>,
     /// Its pictures.
+    #[serde(default)]
     pub images: Images,
     /// What a model sees, by the layout's name.
     pub layouts: BTreeMap<String, Vec<Slot>>,

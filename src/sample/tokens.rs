@@ -97,8 +97,7 @@ fn choose(decoding: &Decoding, so_far: &[Tokens], choice: &mut Choice<'_>, allow
 
 /// The choice among some tokens, as if the others were not there. Of no token at all the choice is free.
 fn pick_among(logits: &[f32], ids: &[u32], choice: &mut Choice<'_>) -> i32 {
-    let (ids, some): (Vec<u32>, Vec<f32>) =
-        ids.iter().filter_map(|id| Some((*id, *logits.get(*id as usize)?))).unzip();
+    let (ids, some): (Vec<u32>, Vec<f32>) = ids.iter().filter_map(|id| Some((*id, *logits.get(*id as usize)?))).unzip();
     match ids.is_empty() {
         true => pick(logits, choice),
         false => ids[pick(&some, choice) as usize] as i32,

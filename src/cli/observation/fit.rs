@@ -137,7 +137,9 @@ impl Fit<'_> {
     fn strangers(&mut self) {
         let names = &self.wanted.cameras;
         let known = KNOWN.iter().map(|key| (*key).to_owned()).chain(
-            ["image", "image_u8", "image_mask"].iter().flat_map(|kind| names.iter().map(move |name| format!("{kind}/{name}"))),
+            ["image", "image_u8", "image_mask"]
+                .iter()
+                .flat_map(|kind| names.iter().map(move |name| format!("{kind}/{name}"))),
         );
         let known: Vec<String> = known.collect();
         let strange: Vec<String> = self.keys.keys().filter(|key| !known.contains(key)).cloned().collect();

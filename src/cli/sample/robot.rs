@@ -198,7 +198,8 @@ fn infer(
         }
         Chunk::Tokens { tokens: mut rows, .. } => {
             let row = rows.pop().unwrap_or_default();
-            answer.put_array("actions", policy::array::Array::new([row.len()], policy::array::Values::I32(row.clone())));
+            answer
+                .put_array("actions", policy::array::Array::new([row.len()], policy::array::Values::I32(row.clone())));
             tokens = Some(row);
         }
     }
@@ -232,7 +233,9 @@ fn pictures(record: &Record) -> Vec<(String, [usize; 2], Vec<u8>)> {
         let Value::Array(array) = value else { return None };
         let masked = record.array(&format!("image_mask/{slot}")).is_ok_and(|mask| mask.values.to_f64() == [0.0]);
         match (&array.shape[..], &array.values) {
-            ([h, w, 3], policy::array::Values::U8(bytes)) if !masked => Some((slot.to_owned(), [*h, *w], bytes.clone())),
+            ([h, w, 3], policy::array::Values::U8(bytes)) if !masked => {
+                Some((slot.to_owned(), [*h, *w], bytes.clone()))
+            }
             _ => None,
         }
     };

@@ -18,6 +18,7 @@ use crate::policy::task::PromptFromTask;
 
 /// Frames of a dataset.
 #[derive(Debug, clap::Args)]
+#[group(id = "scenes")]
 #[command(next_help_heading = "Frames of a dataset")]
 pub struct Args {
     /// A LeRobot dataset (v2.0, v2.1, v3.0)
@@ -105,9 +106,8 @@ fn told(mut record: Record, said: Option<&str>) -> Record {
 
 fn kept(path: &Path) -> Result<Vec<(String, Record)>> {
     ensure!(path.exists(), "{}: there is nothing under this path", path.display());
-    let recorded = |path: &Path| -> Result<(String, Record)> {
-        Ok((path.display().to_string(), recording::read(path)?.inputs))
-    };
+    let recorded =
+        |path: &Path| -> Result<(String, Record)> { Ok((path.display().to_string(), recording::read(path)?.inputs)) };
     if path.is_dir() {
         let steps = recording::steps(path)?;
         ensure!(!steps.is_empty(), "{}: no step_N.npy, as openpi's PolicyRecorder writes them", path.display());
@@ -193,7 +193,8 @@ fn repack(dataset: &Dataset, policy: &Policy, notices: &mut Vec<String>) -> Resu
     let there = |key: &str| dataset.info().features.contains_key(key);
     let own = |key: &String| (key.clone(), key.clone());
     let slots = data.robot.layout(&data.layout)?;
-    let wanted = || data.robot.state.iter().map(|part| &part.key).chain(slots.iter().filter_map(|slot| slot.camera.as_ref()));
+    let wanted =
+        || data.robot.state.iter().map(|part| &part.key).chain(slots.iter().filter_map(|slot| slot.camera.as_ref()));
     let mut keys: Vec<(String, String)> = match &data.repack {
         Some(keys) => keys.clone(),
         None => wanted().map(own).collect(),
@@ -205,7 +206,9 @@ fn repack(dataset: &Dataset, policy: &Policy, notices: &mut Vec<String>) -> Resu
         return Ok(Repack { keys });
     }
     let missing: Vec<&str> = keys.iter().map(|(_, old)| old.as_str()).filter(|old| !there(old)).collect();
-    let usual = |key: &String| (key.clone(), format!("observation.{}", key.trim_start_matches("observation/").replace('/', ".")));
+    let usual = |key: &String| {
+        (key.clone(), format!("observation.{}", key.trim_start_matches("observation/").replace('/', ".")))
+    };
     let usual: Vec<(String, String)> = wanted().map(usual).filter(|(_, old)| there(old)).collect();
     let needed = data.robot.state.iter().map(|part| &part.key);
     let needed = needed.chain(slots.iter().filter(|slot| !slot.optional).filter_map(|slot| slot.camera.as_ref()));

@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::super::Args;
 use super::super::chunk::RobotActions;
 use super::super::report::Source;
 use super::super::runs::Run;
 use super::super::scenes::Scenes;
-use super::super::Args;
 use super::Network;
 use crate::cli::episode::metrics::Metrics;
 use crate::cli::episode::number;
@@ -110,7 +110,8 @@ impl fmt::Display for Report {
             writeln!(f, "         FAST codec {folder}")?;
         }
         if let Some(first) = self.inferred.first() {
-            let more = if self.inferred.len() > 1 { format!(" and {} more", self.inferred.len() - 1) } else { String::new() };
+            let more =
+                if self.inferred.len() > 1 { format!(" and {} more", self.inferred.len() - 1) } else { String::new() };
             writeln!(f, "sees     {}{more}", first.name)?;
             writeln!(f, "told     {:?} · {} tokens", first.prompt, first.prompt_tokens)?;
             let (h, d) = (first.actions.len(), first.actions.first().map_or(0, Vec::len));
