@@ -228,7 +228,7 @@ fn what_does_not_fit_is_told_before_a_weight_is_read() {
     let error = refusal(&[], "pi05_libero", "pi0", "libero_png");
     assert!(error.contains("it is a pi05, and these tensors are a pi0"), "{error}");
     let error = refusal(&[], "pi0_libero", "pi0", "aloha_png");
-    assert!(error.contains("observation/state") && error.contains("observation.state"), "{error}");
+    assert!(error.contains("reads image, state, wrist_image, which") && error.contains("observation/image"), "{error}");
     let error = refusal(&["--asset-id", "trosen"], "pi0_aloha", "pi0", "aloha_png");
     assert!(error.contains("trosen") && error.contains("assets"), "{error}");
     let error = refusal(&["--episode", "7"], "pi0_libero", "pi0", "libero_png");

@@ -1,6 +1,12 @@
 //! Where the verbs about action chunks take them from.
 //!
-//! Seam: every source of chunks ends in a [`Chunks`]: normalised actions `[H, D]`, one array each, in the order of the data.
+//! - a file of them, here
+//! - [`dataset`]: datasets, normalised as a preset says
+//!
+//! Invariant: every source of chunks ends in a [`Chunks`]: normalised actions `[H, D]`, one array each, in the order of the
+//! data.
+
+mod dataset;
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use orbax::{Dtype, Npy, Npz, Source, read_array};
 use remap::Safetensors;
 
+use super::output::Mouth;
 use crate::policy::array::{Array, Values};
 
 /// A million chunks of 50 steps and 14 dimensions in f32 have 2.8 GB.
@@ -17,14 +24,18 @@ const MAX_BYTES: u64 = 8 << 30;
 #[derive(Debug, clap::Args)]
 pub struct From {
     /// Normalised action chunks [n, steps, dimensions]: a .npy, or the one such array of a .npz or .safetensors
-    #[arg(long, value_name = "FILE")]
-    pub chunks: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "dataset", conflicts_with = "dataset")]
+    pub chunks: Option<PathBuf>,
 
-    /// Only the first so many of them
+    /// Or which datasets.
+    #[command(flatten)]
+    pub datasets: dataset::Args,
+
+    /// Only the first so many of them; of datasets, so many at even distances
     #[arg(long, value_name = "N")]
     pub max_chunks: Option<usize>,
 
-    /// Only the first steps of each, H
+    /// Only the first steps of each, H; of datasets, in place of the preset's
     #[arg(long, visible_alias = "action-horizon", value_name = "STEPS")]
     pub horizon: Option<usize>,
 }
@@ -36,15 +47,32 @@ pub struct Chunks {
     pub source: String,
     /// `[H, D]` each.
     pub all: Vec<Array>,
+    /// What they were before they were normalised, where that is known.
+    pub units: Option<Units>,
+}
+
+/// What normalised values were before.
+#[derive(Debug)]
+pub struct Units {
+    /// Where the statistics are from.
+    pub norm_stats: String,
+    /// Whose units, for people.
+    pub convention: &'static str,
+    /// What a step of 1 in a normalised value is, by dimension.
+    pub of: Vec<f64>,
 }
 
 impl From {
     /// Reads them.
     ///
     /// # Errors
-    /// A file that has no such array, or several; a horizon longer than its chunks.
-    pub fn read(&self) -> Result<Chunks> {
-        let path = &self.chunks;
+    /// A file that has no such array, or several; a horizon longer than its chunks; datasets that cannot be read, or not
+    /// by the preset.
+    pub fn read(&self, mouth: &Mouth) -> Result<Chunks> {
+        ensure!(self.max_chunks != Some(0), "--max-chunks 0: one chunk is the least");
+        let Some(path) = &self.chunks else {
+            return self.datasets.read(self.horizon, self.max_chunks, mouth);
+        };
         let named = || path.display().to_string();
         ensure!(path.exists(), "{}: there is nothing under this path", named());
         let stacked = match path.extension().and_then(|e| e.to_str()) {
@@ -54,7 +82,7 @@ impl From {
             _ => bail!("{}: chunks are read from a .npy, a .npz or a .safetensors", named()),
         };
         let all = self.split(stacked.with_context(named)?).with_context(named)?;
-        Ok(Chunks { source: named(), all })
+        Ok(Chunks { source: named(), all, units: None })
     }
 
     fn split(&self, stacked: Array) -> Result<Vec<Array>> {

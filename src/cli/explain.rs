@@ -1,8 +1,14 @@
-//! `pi0 explain`: what a preset does to a robot's data, step by step, and what becomes of one observation.
+//! `pi0 explain`: what a preset does to a robot's data, step by step, and what becomes of one observation or frame.
+//!
+//! - [`frame`]: a frame of a dataset, as training sees it
+//! - [`tokens`]: the step that makes tokens
+//! - [`report`]: what is said
 //!
 //! Invariant: what is shown is what is run: the chain is the one that sampling, statistics and training use.
 
+mod frame;
 mod report;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +21,12 @@ use super::statistics::{self, Told};
 use super::{fetch, record};
 use crate::config::{robot, train};
 use crate::policy::chain::{self, Origin, Statistics, Widths, chain};
-use crate::policy::record::{Fault, Record};
-use crate::policy::step::{Chain, Step};
-use crate::weights::companions::Kind;
+use crate::policy::record::Record;
+use crate::policy::step::Chain;
+use crate::policy::tokenizer::Tokenizer;
+pub use frame::Frame;
 pub use report::{Entry, Explanation, Preset, Stage, Stats};
+pub use tokens::Tokens;
 
 /// Side of a model's pictures.
 const IMAGE: usize = 224;
@@ -37,6 +45,9 @@ Examples:
   What becomes of an observation, and of which range is it after each step?
     pi0 explain --config pi05_droid --observation obs.json --checkpoint-dir checkpoints/pi05_droid
 
+  What does training make of a frame of a dataset, down to the tokens?
+    pi0 explain --config pi05_aloha_pen_uncap --dataset ~/data/pen_uncap --episode 3 --frame 120 --tokenizer tokenizer.model
+
   A robot of your own, without statistics yet:
     pi0 explain --config pi0_libero --robot my_robot.toml --observation obs.json --skip-norm-stats
 
@@ -53,7 +64,7 @@ pub struct Args {
     pub config: Option<String>,
 
     /// List the presets
-    #[arg(long, conflicts_with_all = ["config", "observation"])]
+    #[arg(long, conflicts_with_all = ["config", "observation", "dataset"])]
     pub list: bool,
 
     /// Another robot: one of the program's, or a file of your own
@@ -68,9 +79,29 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "observation")]
     pub prompt: Option<String>,
 
+    /// A frame of this LeRobot dataset (v2.0, v2.1, v3.0) in place of an observation, through the steps of training
+    #[arg(long, value_name = "DIR", conflicts_with = "observation")]
+    pub dataset: Option<PathBuf>,
+
+    /// Which episode of it (default: its first)
+    #[arg(long, value_name = "N", requires = "dataset")]
+    pub episode: Option<u64>,
+
+    /// Which frame of the episode (default: its first)
+    #[arg(long, value_name = "N", requires = "dataset")]
+    pub frame: Option<usize>,
+
     /// The observation has a dataset's keys: take the steps of datasets as well
     #[arg(long)]
     pub as_dataset: bool,
+
+    /// PaliGemma's tokenizer (.model or tokenizer.json); looked for beside the checkpoint and in openpi's cache
+    #[arg(long, value_name = "PATH", conflicts_with = "list")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// pi0-FAST: folder of the FAST codec; looked for beside the checkpoint and in Hugging Face's cache
+    #[arg(long, value_name = "DIR", conflicts_with = "list")]
+    pub fast_tokenizer: Option<PathBuf>,
 
     /// Norm stats: a norm_stats.json, or a folder of assets
     #[arg(long, value_name = "PATH", conflicts_with = "skip_norm_stats")]
@@ -104,43 +135,65 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
             preset.data.as_mut().with_context(|| format!("{config}: its data are made up, there is no robot"))?;
         data.robot = robot::find(name, Path::new("")).context("--robot")?;
     }
+    let (which, record, origin) = match (&args.dataset, &args.observation) {
+        (Some(folder), _) => {
+            let seen = frame::read(folder, args.episode, args.frame.unwrap_or(0), &preset)?;
+            (Some(seen.which), Some(seen.record), Origin::Dataset { tasks: seen.tasks })
+        }
+        (None, observation) => {
+            let origin = if args.as_dataset { Origin::Dataset { tasks: BTreeMap::new() } } else { Origin::Robot };
+            (None, observation.as_deref().map(|path| observed(path, args.prompt.as_deref())).transpose()?, origin)
+        }
+    };
     let checkpoint = args.checkpoint_dir.as_deref().map(|path| fetch::resolve(path, false, mouth)).transpose()?;
-    let told = Told { norm_stats: args.norm_stats.as_deref(), checkpoint_dir: checkpoint.as_deref() };
+    let checkpoint = checkpoint.as_deref();
+    let told = Told { norm_stats: args.norm_stats.as_deref(), checkpoint_dir: checkpoint };
     let named = told.norm_stats.is_some() || told.checkpoint_dir.is_some();
     let mut found = statistics::find(&preset, told)?;
     let stats = Stats::of(&found, args.skip_norm_stats);
-    // Without an observation there is nothing to normalise, and the chain can be told without.
-    if args.skip_norm_stats || (args.observation.is_none() && !named) && found.from.is_none() {
+    // Without a record there is nothing to normalise, and the chain can be told without.
+    if args.skip_norm_stats || (record.is_none() && !named) && found.from.is_none() {
         found.statistics = Statistics::Skipped;
     }
-    let origin = if args.as_dataset { Origin::Dataset { tasks: BTreeMap::new() } } else { Origin::Robot };
-    let chain = match &preset.data {
-        None => Chain::default(),
+    let (chain, tokenizer) = match &preset.data {
+        None => (Chain::default(), None),
         Some(data) => {
             let widths = Widths { image: (IMAGE, IMAGE), action_dim: preset.padded_to() };
-            let tokenize: Box<dyn Step> = Box::new(Untokenized::of(&preset));
-            match chain(data, &origin, &found.statistics, widths, Some(tokenize)) {
+            let (tokenizer, fast_tokenizer) = (args.tokenizer.as_deref(), args.fast_tokenizer.as_deref());
+            let places = tokens::Places { tokenizer, fast_tokenizer, checkpoint };
+            let (step, tokenizer) = tokens::step(places, &preset, data, &found.statistics, record.is_some(), mouth)?;
+            match chain(data, &origin, &found.statistics, widths, Some(step)) {
                 Err(error @ chain::Error::NoStatistics { .. }) => bail!("{error}: {STATISTICS}"),
-                other => other?,
+                other => (other?, tokenizer),
             }
         }
     };
-    let record = args.observation.as_deref().map(record::read).transpose()?.map(|mut record| {
-        if let Some(prompt) = &args.prompt {
-            record.put_text("prompt", prompt.clone());
-        }
-        record
-    });
-    let explanation = explain(Preset::of(&preset), stats, &chain, record)?;
+    let mut explanation = explain(Preset::of(&preset), stats, &chain, record, tokenizer.as_deref())?;
+    explanation.frame = which;
     mouth.say(&explanation, || explanation.to_string())?;
     Ok(Answer::Yes)
 }
 
-/// A chain told, and run on a record where there is one.
+/// An observation, with the words that were said in place of its own.
+fn observed(path: &Path, prompt: Option<&str>) -> Result<Record> {
+    let mut record = record::read(path)?;
+    if let Some(prompt) = prompt {
+        record.put_text("prompt", prompt);
+    }
+    Ok(record)
+}
+
+/// A chain told, and run on a record where there is one; its tokens as text, where the vocabulary is there.
 ///
 /// # Errors
 /// The step that cannot take the record, and why.
-pub fn explain(preset: Preset, stats: Stats, chain: &Chain, record: Option<Record>) -> Result<Explanation> {
+pub fn explain(
+    preset: Preset,
+    stats: Stats,
+    chain: &Chain,
+    record: Option<Record>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Explanation> {
     let mut stages: Vec<Stage> =
         chain.steps.iter().enumerate().map(|(i, step)| Stage::of(i + 1, step.as_ref())).collect();
     let input = record.as_ref().map(Entry::all);
@@ -149,59 +202,14 @@ pub fn explain(preset: Preset, stats: Stats, chain: &Chain, record: Option<Recor
         let mut at = 0;
         chain.watched(record, |_, after| {
             stages[at].saw(&before, after);
+            if !before.has("tokenized_prompt") {
+                stages[at].tokens = tokenizer.and_then(|tokenizer| Tokens::of(after, tokenizer));
+            }
             before.clone_from(after);
             at += 1;
         })?;
     }
-    Ok(Explanation { preset, norm_stats: stats, input, steps: stages })
-}
-
-/// Stands where the prompt becomes tokens, in a chain that is told and not sampled from.
-#[derive(Debug)]
-struct Untokenized {
-    name: &'static str,
-    what: String,
-    state: bool,
-}
-
-impl Untokenized {
-    fn of(preset: &train::Train) -> Self {
-        let length = preset.model.max_token_len;
-        let fast = preset.model.model == Kind::Pi0Fast;
-        let state = preset.model.discrete_state_input;
-        let what = match (fast, state) {
-            (true, _) => format!(
-                "prompt, state and actions become {length} tokens, by the action tokenizer {}",
-                preset.model.action_tokenizer.as_deref().unwrap_or("fast")
-            ),
-            (false, true) => format!("prompt and state become {length} tokens"),
-            (false, false) => format!("prompt becomes {length} tokens"),
-        };
-        Untokenized { name: if fast { "tokenize-fast-inputs" } else { "tokenize-prompt" }, what, state }
-    }
-}
-
-impl Step for Untokenized {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn describe(&self) -> String {
-        format!("{}; not run here: the prompt is shown as text", self.what)
-    }
-
-    fn reads(&self) -> Vec<String> {
-        let state = self.state.then(|| "state".to_owned());
-        std::iter::once("prompt".to_owned()).chain(state).collect()
-    }
-
-    fn writes(&self) -> Vec<String> {
-        vec!["tokenized_prompt".to_owned(), "tokenized_prompt_mask".to_owned()]
-    }
-
-    fn apply(&self, record: &mut Record) -> Result<(), Fault> {
-        record.text("prompt").map(|_| ())
-    }
+    Ok(Explanation { preset, norm_stats: stats, frame: None, input, steps: stages })
 }
 
 fn list(mouth: &Mouth) -> Result<Answer> {

@@ -17,7 +17,11 @@ use crate::weights::convert::Progress as _;
 
 const EXAMPLES: &str = "\
 Examples:
-  A codec of one's own, from normalised action chunks [n, steps, dimensions]:
+  A codec of one's own, of what training with a preset normalises a dataset's actions to:
+    pi0 fast-tokenizer fit --dataset ~/data/pen_uncap --config my_preset.toml --output fast/
+    pi0 fast-tokenizer fit --dataset libero_10 --dataset libero_90 --config pi0_fast_libero --max-chunks 20000 --output fast/
+
+  Or of normalised action chunks [n, steps, dimensions]:
     pi0 fast-tokenizer fit --chunks chunks.npy --output fast/
     pi0 fast-tokenizer fit --chunks chunks.safetensors --vocab-size 2048 --horizon 16 --output fast/
 
@@ -25,6 +29,7 @@ Examples:
     pi0 fast-tokenizer fit --chunks chunks.npy --every-byte --output fast/
 
   How well does a codec fit these actions? (exit code 1 if some of them cannot be encoded)
+    pi0 fast-tokenizer check --codec fast/ --dataset ~/data/pen_uncap --config my_preset.toml --norm-stats assets/mine
     pi0 fast-tokenizer check --codec fast/ --chunks chunks.npy
 
 The folder has the layout of physical-intelligence/fast: tokenizer.json, processor_config.json, tokenizer_config.json.";
@@ -129,7 +134,20 @@ struct Report {
     /// Of each dimension, normalised.
     max_error: Vec<f64>,
     rms_error: Vec<f64>,
+    /// Of chunks of datasets: the same before normalising.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    units: Option<InUnits>,
     warnings: Vec<String>,
+}
+
+/// Errors as they are before normalising.
+#[derive(Debug, Serialize)]
+struct InUnits {
+    norm_stats: String,
+    convention: &'static str,
+    /// Of each dimension.
+    max_error: Vec<f64>,
+    rms_error: Vec<f64>,
 }
 
 /// Runs it.
@@ -145,7 +163,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
 
 fn fit(args: &FitArgs, mouth: &Mouth) -> Result<Answer> {
     free(&args.output, args.overwrite)?;
-    let chunks = args.from.read()?;
+    let chunks = args.from.read(mouth)?;
     let fit = Fit { scale: args.scale, vocab_size: args.vocab_size as usize, every_byte: args.every_byte };
     mouth.phase("fitting", 0);
     let fitted = fit.run(&chunks.all, |_| {})?;
@@ -168,7 +186,7 @@ fn fit(args: &FitArgs, mouth: &Mouth) -> Result<Answer> {
 
 fn check(args: &CheckArgs, mouth: &Mouth) -> Result<Answer> {
     let codec = Codec::open(&args.codec)?;
-    let chunks = args.from.read()?;
+    let chunks = args.from.read(mouth)?;
     let told = there_and_back(&codec, &chunks.all, mouth)?;
     let report = report(args.codec.display().to_string(), &codec, &chunks, told);
     mouth.say(&report, || words(&report))?;
@@ -197,6 +215,15 @@ fn report(codec_folder: String, codec: &Codec, chunks: &chunks::Chunks, told: Ro
         warnings
             .push(format!("{} of {} chunks have coefficients below {}", told.clamped, told.chunks, codec.min_token));
     }
+    let units = chunks.units.as_ref().map(|units| {
+        let scaled = |errors: &[f64]| errors.iter().zip(&units.of).map(|(error, unit)| error * unit).collect();
+        InUnits {
+            norm_stats: units.norm_stats.clone(),
+            convention: units.convention,
+            max_error: scaled(&told.max),
+            rms_error: scaled(&told.rms),
+        }
+    });
     Report {
         codec: codec_folder,
         chunks: chunks.source.clone(),
@@ -215,6 +242,7 @@ fn report(codec_folder: String, codec: &Codec, chunks: &chunks::Chunks, told: Ro
         clamped: told.clamped,
         max_error: told.max,
         rms_error: told.rms,
+        units,
         warnings,
     }
 }
@@ -233,9 +261,17 @@ fn words(r: &Report) -> String {
         writeln!(t, "{} · {} tokens · scale {} · coefficients from {}{upto}", r.codec, r.tokens, r.scale, r.min_token);
     let _ = writeln!(t, "{} · {} chunks of {} steps and {} dimensions", r.chunks, r.count, r.horizon, r.dim);
     let _ = writeln!(t, "{:.1} tokens a chunk, {} in the longest", r.tokens_per_chunk, r.longest);
-    let _ = writeln!(t, "there and back, in normalised units:");
+    if let Some(units) = &r.units {
+        let _ = writeln!(t, "norm stats: {}", units.norm_stats);
+    }
+    let and = r.units.as_ref().map(|units| format!(" | in {}", units.convention)).unwrap_or_default();
+    let _ = writeln!(t, "there and back, in normalised units{and}:");
     for (d, (max, rms)) in r.max_error.iter().zip(&r.rms_error).enumerate() {
-        let _ = writeln!(t, "  dimension {d:>2}  largest error {max:.4}  rms {rms:.4}");
+        let _ = write!(t, "  dimension {d:>2}  largest error {max:.4}  rms {rms:.4}");
+        if let Some((max, rms)) = r.units.as_ref().and_then(|u| Some((u.max_error.get(d)?, u.rms_error.get(d)?))) {
+            let _ = write!(t, "  | {max:.6}  {rms:.6}");
+        }
+        let _ = writeln!(t);
     }
     for warning in &r.warnings {
         let _ = writeln!(t, "warning: {warning}");

@@ -23,6 +23,8 @@ pub mod fast_tokenizer;
 mod fetch;
 pub mod inspect;
 #[cfg(feature = "robot")]
+mod motion;
+#[cfg(feature = "robot")]
 pub mod norm_stats;
 #[cfg(feature = "model")]
 pub mod observation;
@@ -40,6 +42,8 @@ pub mod sample;
 mod statistics;
 #[cfg(feature = "robot")]
 pub mod tokenizer;
+#[cfg(feature = "robot")]
+mod tokenizing;
 #[cfg(feature = "model")]
 pub mod verify;
 

@@ -2,7 +2,6 @@
 //!
 //! Invariant: only tables are read, never a video; nothing is written before all of it is known.
 
-mod gather;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -13,11 +12,13 @@ use clap::ValueEnum;
 
 use super::Answer;
 use super::output::Mouth;
+use super::statistics::{self, Found, Told};
+use super::{fetch, motion};
 use crate::config::train::{self, Train};
-use crate::policy::norm_stats::{self, FILE, NormStats};
+use crate::policy::chain::Statistics;
+use crate::policy::norm_stats::{self, FILE};
 use crate::policy::statistics::{Motion, Summaries, check, exact, running, shuffled, stats};
 use crate::weights::convert::Progress as _;
-use crate::weights::open::{Choice, Opened};
 use report::{Held, Report};
 
 const EXAMPLES: &str = "\
@@ -81,8 +82,8 @@ pub struct Args {
     #[arg(long)]
     pub check: bool,
 
-    /// With --check: the statistics (openpi's, giga-models' or LeRobot's file)
-    #[arg(long, value_name = "FILE", requires = "check")]
+    /// With --check: the statistics (openpi's, giga-models' or LeRobot's file), or a folder of assets
+    #[arg(long, value_name = "PATH", requires = "check")]
     pub norm_stats: Option<PathBuf>,
 
     /// With --check: a checkpoint, whose assets have the statistics
@@ -132,14 +133,14 @@ pub(super) fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     }
     let preset = train::find(&args.config)?;
     let asset_id = asset_id(&args, &preset)?;
-    let held = if args.check { Some(held(&args, &preset, &asset_id)?) } else { None };
+    let held = if args.check { Some(held(&args, &preset, &asset_id, mouth)?) } else { None };
     let target = match args.check {
         true => None,
         false => Some(target(&args, &preset, &asset_id)?),
     };
     let began = Instant::now();
     let horizon = args.action_horizon.unwrap_or(preset.model.action_horizon) as usize;
-    let mut motion = gather::gather(&args.dataset, &preset, horizon, mouth)?;
+    let mut motion = motion::gather(&args.dataset, &preset, horizon, mouth)?;
     let read_s = began.elapsed().as_secs_f64();
     motion.picked = picked(&args, motion.frames())?;
     ensure!(motion.counted() > 1, "{} frame: statistics need two at least", motion.counted());
@@ -185,35 +186,23 @@ fn target(args: &Args, preset: &Train, asset_id: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Which statistics are held against the data.
-fn held(args: &Args, preset: &Train, asset_id: &str) -> Result<Held> {
-    if let Some(path) = &args.norm_stats {
-        return Ok(Held { stats: norm_stats::read_any(path)?, from: path.display().to_string() });
-    }
-    let assets = match &args.checkpoint_dir {
-        Some(path) => {
-            let opened = Opened::open(path, &Choice::default())?;
-            opened.assets.with_context(|| format!("{}: the checkpoint has no assets", path.display()))?
+/// Which statistics are held against the data: those named, or else where this verb writes them.
+fn held(args: &Args, preset: &Train, asset_id: &str, mouth: &Mouth) -> Result<Held> {
+    let checkpoint = args.checkpoint_dir.as_deref().map(|path| fetch::resolve(path, false, mouth)).transpose()?;
+    let told = Told { norm_stats: args.norm_stats.as_deref(), checkpoint_dir: checkpoint.as_deref() };
+    let mut preset = preset.clone();
+    (preset.source.asset_id, preset.source.assets_dir) = (Some(asset_id.to_owned()), None);
+    match statistics::find(&preset, told)? {
+        Found { statistics: Statistics::Given(stats), from: Some(from) } => {
+            Ok(Held { stats, from: from.display().to_string() })
         }
-        None => Path::new(&preset.training.assets_base_dir).join(&preset.name),
-    };
-    if !assets.is_dir() {
-        bail!(
-            "{}: there is no such folder; name the statistics with --norm-stats or --checkpoint-dir",
-            assets.display()
-        );
+        Found { statistics: Statistics::Missing { looked, .. }, .. } => bail!(
+            "norm stats of {asset_id}: there are none; looked in {}. --norm-stats or --checkpoint-dir names them, \
+             --asset-id whose they are",
+            looked.join(", ")
+        ),
+        _ => bail!("norm stats of {asset_id}: there are none"),
     }
-    let all = norm_stats::read_all(&assets)?;
-    let ids: Vec<String> = all.iter().map(|stats| stats.asset_id.clone()).collect();
-    let found: Option<NormStats> = all.into_iter().find(|stats| stats.asset_id == asset_id);
-    let stats = found.with_context(|| {
-        format!(
-            "{}: no statistics of {asset_id}; there are {}. --asset-id names another",
-            assets.display(),
-            ids.join(", ")
-        )
-    })?;
-    Ok(Held { stats, from: assets.join(asset_id).join(FILE).display().to_string() })
 }
 
 /// The frames that count, in openpi's shuffled order; all of them if nothing was said.

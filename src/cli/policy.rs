@@ -4,33 +4,26 @@
 //! Source: openpi 15a9616, policies/policy_config.py. Invariant: nothing is guessed: a preset that contradicts the tensors
 //! is refused, and where each part came from is kept to be said.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::output::Mouth;
+pub use super::tokenizing::{Malformed, ReadingChoice};
+use super::tokenizing::{Wanted, tokenizing};
 use super::{statistics, tokenizer};
 use crate::config::train::{self, Train};
 use crate::model::settings::Settings;
-use crate::policy::action_tokens::{ActionTokens, Hold, HoldDimension, Normal, OnMalformed, TokenizeFast};
-use crate::policy::chain::{Data, Origin, Statistics, Widths, chain};
-use crate::policy::fast::{Codec, Reading, Words};
-use crate::policy::norm_stats::{NormStats, Stats};
-use crate::policy::prompt::TokenizePrompt;
+use crate::policy::chain::{Data, Origin, Widths, chain};
+use crate::policy::fast::Words;
 use crate::policy::record::Record;
-use crate::policy::step::{Chain, Step};
+use crate::policy::step::Chain;
 use crate::policy::tokenizer::Tokenizer;
 use crate::weights::anatomy::Anatomy;
 use crate::weights::companions::Kind;
 use crate::weights::open::Opened;
-
-/// Beside a checkpoint, or in its assets, a FAST codec of its own.
-const FAST_FOLDER: &str = "fast_tokenizer";
-/// The published codec, in the cache of Hugging Face's hub.
-const FAST_HUB: &str = ".cache/huggingface/hub/models--physical-intelligence--fast/snapshots";
 
 /// Whose policy, and what it goes by.
 #[derive(Debug, clap::Args)]
@@ -68,26 +61,6 @@ pub struct Args {
     /// pi0-FAST: how an answer is read (default: exact)
     #[arg(long, value_enum, requires = "config")]
     pub reading: Option<ReadingChoice>,
-}
-
-/// What becomes of an answer that is no action chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Malformed {
-    /// An error
-    Fail,
-    /// The robot stays where it is
-    Hold,
-    /// Zeros of the normalised space, as openpi: the middle of the training data, not a rest
-    Zeros,
-}
-
-/// How an answer is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ReadingChoice {
-    /// By token ids: every chunk that was encoded comes home
-    Exact,
-    /// As openpi: to text, and from text to tokens again
-    Openpi,
 }
 
 /// Where the parts came from.
@@ -165,7 +138,15 @@ impl Policy {
             tokenizer.len(),
             settings.vocabulary
         );
-        let (tokenize, words) = tokenizing(args, &preset, &data, &found.statistics, &tokenizer, checkpoint, &mut told)?;
+        let wanted = Wanted {
+            fast_tokenizer: args.fast_tokenizer.as_deref(),
+            on_malformed: args.on_malformed,
+            reading: args.reading,
+            checkpoint: Some(checkpoint),
+        };
+        let made = tokenizing(&wanted, &preset, &data, &found.statistics, &tokenizer)?;
+        let (tokenize, words) = (made.step, made.words);
+        told.fast_tokenizer = made.codec.map(|folder| folder.display().to_string());
         let side = settings.vision.image();
         let widths = Widths { image: (side, side), action_dim: preset.padded_to() };
         let chain = chain(&data, &Origin::Robot, &found.statistics, widths, Some(tokenize))
@@ -225,115 +206,4 @@ fn agree(preset: &Train, anatomy: &Anatomy, settings: &Settings, told: &mut Told
         told.notices.push(format!("{contradiction}; the tensors are run as they are"));
     }
     Ok(())
-}
-
-/// The step that makes tokens, and FAST's words.
-fn tokenizing(
-    args: &Args,
-    preset: &Train,
-    data: &Data,
-    statistics: &Statistics,
-    tokenizer: &Arc<Tokenizer>,
-    checkpoint: &Path,
-    told: &mut Told,
-) -> Result<(Box<dyn Step>, Option<Words>)> {
-    let model = &preset.model;
-    let max_token_len = model.max_token_len as usize;
-    if model.model != Kind::Pi0Fast {
-        let strange = [
-            ("--fast-tokenizer", args.fast_tokenizer.is_some()),
-            ("--on-malformed", args.on_malformed.is_some()),
-            ("--reading", args.reading.is_some()),
-        ];
-        if let Some((name, _)) = strange.iter().find(|(_, told)| *told) {
-            bail!("{name}: of pi0-FAST alone, and {} is a {}; leave it out", preset.name, model.model.name());
-        }
-        let discrete_state_input = model.model == Kind::Pi05 && model.discrete_state_input;
-        let step = TokenizePrompt { tokenizer: Arc::clone(tokenizer), max_token_len, discrete_state_input };
-        return Ok((Box::new(step), None));
-    }
-    let (action_horizon, action_dim) = (model.action_horizon as usize, model.action_dim as usize);
-    let (tokens, words) = match model.action_tokenizer.as_deref() {
-        Some("binning") => (ActionTokens::Binning { tokenizer: Arc::clone(tokenizer), bins: 256 }, None),
-        Some("fsq") => (ActionTokens::Fsq { tokenizer: Arc::clone(tokenizer) }, None),
-        _ => {
-            let folder = fast_folder(args, checkpoint)?;
-            let codec = Arc::new(Codec::open(&folder)?);
-            told.fast_tokenizer = Some(folder.display().to_string());
-            let words = Words::new(Arc::clone(tokenizer), codec)?;
-            let reading = match args.reading {
-                Some(ReadingChoice::Openpi) => Reading::Openpi,
-                _ => Reading::Exact,
-            };
-            (ActionTokens::Fast { words: words.clone(), reading }, Some(words))
-        }
-    };
-    let on_malformed = match args.on_malformed {
-        None | Some(Malformed::Fail) => OnMalformed::Fail,
-        Some(Malformed::Zeros) => OnMalformed::Zeros,
-        Some(Malformed::Hold) => OnMalformed::Hold(hold(data, statistics, action_dim)?),
-    };
-    Ok((Box::new(TokenizeFast { tokens, max_token_len, action_horizon, action_dim, on_malformed }), words))
-}
-
-/// "Stay where you are" for this robot: no movement where actions are relative to the state or small steps of it, the
-/// state itself where they are positions.
-fn hold(data: &Data, statistics: &Statistics, action_dim: usize) -> Result<Hold> {
-    let Statistics::Given(NormStats { keys, .. }) = statistics else {
-        bail!("--on-malformed hold: it needs norm stats")
-    };
-    let stats = |key: &str| keys.get(key).with_context(|| format!("--on-malformed hold: no norm stats of {key}"));
-    let (state, actions) = (stats("state")?, stats("actions")?);
-    let normal = |stats: &Stats, d: usize| -> Result<Normal> {
-        let at = |list: &[f64]| {
-            list.get(d).copied().with_context(|| format!("--on-malformed hold: no norm stats of dim {d}"))
-        };
-        Ok(match (data.use_quantile_norm, &stats.q01, &stats.q99) {
-            (true, Some(low), Some(high)) => {
-                let (low, high) = (at(low)?, at(high)?);
-                Normal { shift: (low + high) / 2.0, scale: (high - low) / 2.0 + 5e-7 }
-            }
-            _ => Normal { shift: at(&stats.mean)?, scale: at(&stats.std)? + 1e-6 },
-        })
-    };
-    let delta = data.delta.as_ref().map(|delta| delta.mask.as_slice());
-    let one = |d: usize| -> Result<HoldDimension> {
-        let relative = delta.is_some_and(|mask| mask.get(d).copied().unwrap_or(false));
-        if relative {
-            return Ok(Hold::relative(normal(actions, d)?));
-        }
-        // A robot whose actions have no mask moves by steps or velocities, but for its gripper, which keeps its place.
-        match (delta, d < state.width()) {
-            (Some(_), true) => Ok(Hold::absolute(normal(actions, d)?, normal(state, d)?)),
-            _ => Ok(Hold::relative(normal(actions, d)?)),
-        }
-    };
-    Ok(Hold { dimensions: (0..action_dim).map(one).collect::<Result<_>>()? })
-}
-
-fn fast_folder(args: &Args, checkpoint: &Path) -> Result<PathBuf> {
-    if let Some(folder) = &args.fast_tokenizer {
-        return Ok(folder.clone());
-    }
-    let parent = checkpoint.parent().unwrap_or(Path::new("."));
-    let mut looked: Vec<PathBuf> = [checkpoint, parent]
-        .iter()
-        .flat_map(|folder| [folder.join(FAST_FOLDER), folder.join("assets").join(FAST_FOLDER)])
-        .collect();
-    if let Some(home) = std::env::home_dir() {
-        let hub = home.join(FAST_HUB);
-        let mut snapshots: Vec<PathBuf> =
-            std::fs::read_dir(&hub).map(|all| all.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
-        snapshots.sort();
-        looked.extend(if snapshots.is_empty() { vec![hub] } else { snapshots });
-    }
-    let found = looked.iter().find(|folder| folder.join("processor_config.json").is_file());
-    found.cloned().with_context(|| {
-        let places: Vec<String> = looked.iter().map(|path| format!("  {}", path.display())).collect();
-        format!(
-            "no FAST codec was found; looked for processor_config.json in\n{}\nto get it: `hf download \
-             physical-intelligence/fast`, or fit one with `pi0 fast-tokenizer fit`; then name it with --fast-tokenizer",
-            places.join("\n")
-        )
-    })
 }

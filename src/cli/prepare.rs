@@ -1,4 +1,6 @@
 //! `pi0 prepare`.
+//!
+//! Invariant: a prepared picture is the one that a policy makes of the frame (`policy::image`), bit for bit.
 
 use std::path::PathBuf;
 
@@ -9,6 +11,7 @@ use super::Answer;
 use super::output::{Mouth, size};
 use crate::data::lerobot::prepared::DEFAULT_DIR;
 use crate::data::lerobot::{Dataset, Episode};
+use crate::policy::image::{fitted, resize_with_pad};
 use crate::weights::convert::Progress;
 
 const EXAMPLES: &str = "\
@@ -92,14 +95,14 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
 }
 
 /// What is done to pictures; films that were made otherwise are made anew.
-const HOW: &str = "as it is";
+const HOW: &str = "Pillow bilinear, padded";
 
-/// A picture at the size asked for.
-fn resized(picture: &[u8], from: (usize, usize), pixels: usize) -> Result<Vec<u8>, String> {
-    if from != (pixels, pixels) {
-        return Err(format!("pictures of {}x{}, expected {pixels}x{pixels}", from.1, from.0));
+/// A picture at the size asked for, as a policy resizes it.
+fn resized(picture: &[u8], (h, w): (usize, usize), pixels: usize) -> Result<Vec<u8>, String> {
+    match fitted(h, w, pixels, pixels) {
+        Some(_) => Ok(resize_with_pad(picture, (h, w), (pixels, pixels))),
+        None => Err(format!("pictures of {w}x{h}: nothing would be left of them at {pixels}x{pixels}")),
     }
-    Ok(picture.to_vec())
 }
 
 /// `0-9,20` as episodes.

@@ -151,6 +151,14 @@ impl Step for TokenizeFast {
         format!("prompt and state as {max_token_len} tokens; actions [{action_horizon}, {action_dim}] as {what}")
     }
 
+    fn reads(&self) -> Vec<String> {
+        ["prompt", "state", "actions"].map(str::to_owned).to_vec()
+    }
+
+    fn writes(&self) -> Vec<String> {
+        ["tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask"].map(str::to_owned).to_vec()
+    }
+
     fn apply(&self, record: &mut Record) -> Result<(), Fault> {
         let state = state_of(record)?;
         let answer = match record.has("actions") {

@@ -44,6 +44,14 @@ impl Normalize {
         Ok(Self { stats: stats.keys.clone(), use_quantiles })
     }
 
+    /// What a step of 1 in a normalised value is before normalising, by dimension; `None` for a key without statistics.
+    pub fn unit(&self, key: &str) -> Option<Vec<f64>> {
+        let columns = self.columns(key, self.stats.get(key)?).ok()?;
+        // Quantiles are 2 apart.
+        let apart = if self.use_quantiles { 2.0 } else { 1.0 };
+        Some(columns.map(|(_, spread)| (spread + EPSILON) / apart).collect())
+    }
+
     fn map(&self, key: &str, array: &Array, stats: &Stats, undo: bool) -> Result<Array, Fault> {
         let misfit = |expected: String| Fault::Shape {
             key: key.to_owned(),

@@ -128,6 +128,15 @@ impl Step for TokenizePrompt {
         format!("{what} as {} tokens", self.max_token_len)
     }
 
+    fn reads(&self) -> Vec<String> {
+        let state = self.discrete_state_input.then(|| "state".to_owned());
+        std::iter::once("prompt".to_owned()).chain(state).collect()
+    }
+
+    fn writes(&self) -> Vec<String> {
+        ["tokenized_prompt", "tokenized_prompt_mask"].map(str::to_owned).to_vec()
+    }
+
     fn apply(&self, record: &mut Record) -> Result<(), Fault> {
         let state = match self.discrete_state_input {
             true => Some(state_of(record)?),

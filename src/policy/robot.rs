@@ -17,6 +17,7 @@ pub use adapt::{Adapt, Map, Op};
 pub use cameras::{Images, RobotCameras, Slot};
 
 use super::array::{Array, Values};
+use super::prompt::NOTICE;
 use super::record::{Fault, Record, Value, nearest};
 use super::step::Step;
 
@@ -236,7 +237,8 @@ impl Step for RobotVectors {
         if let Some(adapt) = &self.adapt {
             actions = adapt.undo_actions(&actions);
         }
-        record.values.clear();
+        // What an earlier step had to say goes along.
+        record.values.retain(|key, _| key == NOTICE);
         record.put(self.actions.key.clone(), Value::Array(actions));
         Ok(())
     }

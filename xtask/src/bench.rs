@@ -6,11 +6,13 @@
 //!
 //! - [`floor`]: the floor
 //! - [`sample`]: a chunk, beside openpi's JAX and PyTorch
+//! - [`statistics`]: norm stats of datasets, beside plain reads of their files
 //! - [`process`]: wall time, CPU time and peak memory of a child
 
 mod floor;
 pub(crate) mod process;
 mod sample;
+mod statistics;
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -42,6 +44,8 @@ enum What {
     Convert(Convert),
     /// `pi0 sample` at the published size, beside openpi's JAX and PyTorch on the CPU
     Sample(sample::Arguments),
+    /// `pi0 norm-stats` of made-up datasets, beside plain reads of their files
+    NormStats(statistics::Arguments),
     /// Decode every chunk of a checkpoint and write some bytes, as fast as this machine can
     #[command(hide = true)]
     Floor(floor::Arguments),
@@ -80,6 +84,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     match &arguments.what {
         What::Convert(arguments) => convert(root, arguments),
         What::Sample(arguments) => sample::run(root, arguments),
+        What::NormStats(arguments) => statistics::run(root, arguments),
         What::Floor(arguments) => floor::run(arguments).map(|()| true),
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::statistics::Found;
+use super::{Frame, Tokens};
 use crate::config::train::Train;
 use crate::policy::chain::Statistics;
 use crate::policy::record::{Record, Value};
@@ -183,6 +184,9 @@ pub struct Stage {
     pub changed: Option<Vec<Entry>>,
     /// What is gone after it.
     pub removed: Vec<String>,
+    /// What words became, where it is this step that makes tokens of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Tokens>,
 }
 
 impl Stage {
@@ -195,6 +199,7 @@ impl Stage {
             writes: step.writes(),
             changed: None,
             removed: vec![],
+            tokens: None,
         }
     }
 
@@ -212,6 +217,9 @@ pub struct Explanation {
     pub preset: Preset,
     /// Its statistics.
     pub norm_stats: Stats,
+    /// Which frame of a dataset came in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frame: Option<Frame>,
     /// What came in.
     pub input: Option<Vec<Entry>>,
     /// First to last.
@@ -232,6 +240,9 @@ impl fmt::Display for Explanation {
             let width = entries.iter().map(|entry| entry.key.len()).max().unwrap_or(0);
             entries.iter().map(|entry| entry.line(width)).collect::<String>()
         };
+        if let Some(Frame { dataset, episode, frame, of }) = &self.frame {
+            writeln!(out, "frame {frame} of {of} of episode {episode} of {dataset}, as training sees it")?;
+        }
         if let Some(input) = &self.input {
             write!(out, "\n   what comes in\n{}", lines(input))?;
         }
@@ -250,6 +261,10 @@ impl fmt::Display for Explanation {
                         writeln!(out, "      gone: {}", stage.removed.join(", "))?;
                     }
                 }
+            }
+            if let Some(Tokens { count, of, prompt, actions }) = &stage.tokens {
+                let actions = actions.map(|n| format!(", {n} of them of the actions")).unwrap_or_default();
+                writeln!(out, "      {count} tokens of {of}{actions}; the prompt is {prompt:?}")?;
             }
         }
         Ok(())

@@ -178,7 +178,10 @@ impl Motion {
     }
 
     /// Refuses what no statistics can be made of.
-    fn finite(&self) -> Result<(), NotFinite> {
+    ///
+    /// # Errors
+    /// The first value of an element that is no number.
+    pub fn finite(&self) -> Result<(), NotFinite> {
         use rayon::prelude::*;
         let all = [("state", &self.state), ("actions", &self.actions)];
         let columns: Vec<_> = all

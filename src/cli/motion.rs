@@ -1,17 +1,19 @@
-//! States and actions of whole datasets, through the robot's own steps, as columns.
+//! States and actions of whole datasets, through the robot's own steps, as columns: what statistics and FAST codecs are
+//! made of.
 //!
-//! Invariant: the steps are those of the policy; only pictures and prompts, which no statistics are made of, stay away.
+//! Invariant: the steps are those of the policy; only pictures and prompts stay away, and no video is touched.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rayon::prelude::*;
 
-use crate::cli::output::Mouth;
+use super::output::Mouth;
 use crate::config::train::Train;
 use crate::data::lerobot::{Columns as Rows, Dataset};
 use crate::policy::array::{Array, Values};
 use crate::policy::chain::Data;
+use crate::policy::delta::Ways;
 use crate::policy::record::{Record, nearest};
 use crate::policy::robot::Part;
 use crate::policy::statistics::{Columns, Motion};
@@ -21,16 +23,25 @@ use crate::weights::convert::Progress as _;
 const BLOCK: usize = 1 << 13;
 
 /// Reads the datasets, one after another.
+///
+/// # Errors
+/// A preset whose data are made up; a dataset that cannot be read or lacks a key; datasets of several widths.
 pub(super) fn gather(folders: &[PathBuf], preset: &Train, horizon: usize, mouth: &Mouth) -> Result<Motion> {
     let data = preset.data.as_ref().with_context(|| {
-        format!("{}: its data are made up, so there is nothing to compute statistics of", preset.name)
+        format!("{}: its data are made up, so it reads no state and no actions of a dataset", preset.name)
     })?;
     let mut motion = Motion {
         state: vec![],
         actions: vec![],
         episodes: vec![],
         horizon,
-        delta: data.delta.as_ref().map(|delta| delta.mask.clone()).unwrap_or_default(),
+        // Data that are relative already stay as they are on the way in.
+        delta: data
+            .delta
+            .iter()
+            .filter(|delta| delta.ways == Ways::Both)
+            .flat_map(|delta| delta.mask.clone())
+            .collect(),
         picked: None,
     };
     let (mut state, mut actions) = (Columns::default(), Columns::default());
@@ -56,20 +67,28 @@ fn dataset_key<'a>(data: &'a Data, key: &'a str) -> &'a str {
     renamed.map_or(key, |(_, old)| old)
 }
 
+/// Refuses a dataset without the key that a preset reads `what` from.
+///
+/// # Errors
+/// There is no such feature: the nearest, and how keys are renamed.
+pub(super) fn demand(dataset: &Dataset, preset: &Train, key: &str, what: &str) -> Result<()> {
+    let features = &dataset.info().features;
+    ensure!(
+        features.contains_key(key),
+        "{key}: {} reads its {what} here, and the dataset has no such feature; {}. [data.repack] of a preset of your own \
+         (--config my.toml, begun as a copy of configs/train/) says under which keys a dataset has what the robot reads",
+        preset.name,
+        nearest(key, features.keys().map(String::as_str))
+    );
+    Ok(())
+}
+
 fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result<[Columns; 2]> {
     let robot = &data.robot;
     let parts: Vec<&Part> = robot.state.iter().chain([&robot.actions]).collect();
     let keys: Vec<&str> = parts.iter().map(|part| dataset_key(data, &part.key)).collect();
-    let features = &dataset.info().features;
     for (part, key) in parts.iter().zip(&keys) {
-        ensure!(
-            features.contains_key(*key),
-            "{key}: {} reads its {} here, and the dataset has no such feature; {}. Change [data.repack] in a preset of \
-             your own, or the robot",
-            preset.name,
-            part.key,
-            nearest(key, features.keys().map(String::as_str))
-        );
+        demand(dataset, preset, key, &part.key)?;
     }
     let frames = dataset.frames();
     mouth.count("reading frames", frames as u64);

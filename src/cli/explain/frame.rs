@@ -1,0 +1,122 @@
+//! A frame of a dataset as openpi's loader gives it to training: the chunk of actions beside it, pictures as floats.
+//!
+//! Source: openpi 15a9616, training/data_loader.py (`create_torch_dataset`) and LeRobot, which it calls. Invariant: nothing
+//! is replaced: what the preset reads and the dataset lacks is an error, before a frame is read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::cli::motion::demand;
+use crate::config::train::Train;
+use crate::data::lerobot::{Dataset, Deltas};
+use crate::policy::array::{Array, Values};
+use crate::policy::chain::Data;
+use crate::policy::image::CHANNELS;
+use crate::policy::record::{Record, Value};
+
+/// Where LeRobot leaves a frame's sentence.
+const TASK: &str = "task";
+/// Where openpi leaves it.
+const PROMPT: &str = "prompt";
+
+/// Which frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Frame {
+    /// The dataset.
+    pub dataset: String,
+    /// `episode_index`.
+    pub episode: u64,
+    /// Counted from the episode's first.
+    pub frame: usize,
+    /// Frames of the episode.
+    pub of: usize,
+}
+
+/// A frame, and what there is to know about it.
+pub(super) struct Seen {
+    pub(super) which: Frame,
+    pub(super) record: Record,
+    pub(super) tasks: BTreeMap<i64, String>,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// A dataset that cannot be read or lacks what the preset reads; no such episode or frame.
+pub(super) fn read(folder: &Path, episode: Option<u64>, frame: usize, preset: &Train) -> Result<Seen> {
+    let data = preset.data.as_ref();
+    let data = data.with_context(|| format!("{}: its data are made up, so it reads no dataset", preset.name))?;
+    let dataset = Dataset::open(folder)?;
+    let shown = || folder.display().to_string();
+    let chunks = &preset.source.action_sequence_keys;
+    fits(&dataset, preset, data).with_context(shown)?;
+    let first = dataset.episodes().first().map_or(0, |first| first.index);
+    let episode = dataset.episode(episode.unwrap_or(first)).with_context(|| format!("--episode: {}", shown()))?;
+    ensure!(
+        frame < episode.len(),
+        "--frame {frame}: episode {} of {} has {} frames, 0 to {}",
+        episode.index,
+        shown(),
+        episode.len(),
+        episode.len().saturating_sub(1)
+    );
+    let fps = dataset.info().fps;
+    let moments: Vec<f64> = (0..preset.model.action_horizon).map(|t| t as f64 / fps).collect();
+    let deltas: Deltas = chunks.iter().map(|key| (key.clone(), moments.clone())).collect();
+    let mut record = dataset.frame_with(episode.frames.start + frame, &deltas).with_context(shown)?;
+    for key in dataset.cameras() {
+        if let Some(Value::Array(picture)) = record.values.get_mut(key) {
+            *picture = floats(picture);
+        }
+    }
+    let which = Frame { dataset: shown(), episode: episode.index, frame, of: episode.len() };
+    Ok(Seen { which, record, tasks: dataset.tasks().clone() })
+}
+
+/// Has the dataset all that the preset reads?
+fn fits(dataset: &Dataset, preset: &Train, data: &Data) -> Result<()> {
+    let chunks = &preset.source.action_sequence_keys;
+    for key in chunks {
+        demand(dataset, preset, key, "chunks of actions")?;
+    }
+    let made = |key: &str| {
+        let padding = key.strip_suffix("_is_pad").is_some_and(|key| chunks.iter().any(|chunk| chunk == key));
+        key == TASK || padding || key == PROMPT && data.prompt_from_task
+    };
+    for (new, old) in data.repack.iter().flatten().filter(|(_, old)| !made(old)) {
+        if old == PROMPT && !dataset.info().features.contains_key(old) {
+            bail!(
+                "{old}: {} reads its {new} here, and the dataset has no such feature; prompt_from_task = true in a preset \
+                 of your own takes the dataset's tasks for it, a [data.repack] without it leaves the words to default_prompt",
+                preset.name
+            );
+        }
+        demand(dataset, preset, old, new)?;
+    }
+    Ok(())
+}
+
+/// Bytes `[h, w, C]` as LeRobot's floats `[C, h, w]` of [0, 1].
+fn floats(picture: &Array) -> Array {
+    let (Values::U8(bytes), &[h, w, CHANNELS]) = (&picture.values, &picture.shape[..]) else { return picture.clone() };
+    let plane = |channel: usize| bytes.iter().skip(channel).step_by(CHANNELS).map(|level| f32::from(*level) / 255.0);
+    Array::f32([CHANNELS, h, w], (0..CHANNELS).flat_map(plane).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::image::{Channels, parse};
+
+    #[test]
+    fn a_policy_makes_the_same_bytes_of_the_floats_again() {
+        let bytes: Vec<u8> = (0..=u8::MAX).flat_map(|level| [level, 255 - level, level / 2]).collect();
+        let picture = Array::u8([16, 16, 3], bytes);
+        let floats = floats(&picture);
+        assert_eq!(floats.shape, [3, 16, 16]);
+        assert_eq!(parse("a", &floats, Channels::First).unwrap(), picture);
+    }
+}
