@@ -13,7 +13,7 @@ use pi0_burn::config::{robot, train};
 use pi0_burn::policy::array::{Array, Values};
 use pi0_burn::policy::chain::{Origin, Statistics, Widths, chain};
 use pi0_burn::policy::delta::{DeltaActions, Ways, make_bool_mask};
-use pi0_burn::policy::image::{Channels, parse};
+use pi0_burn::policy::image::parse;
 use pi0_burn::policy::image::{ResizeImages, resize_with_pad, resize_with_pad_jax, resize_with_pad_jax_u8};
 use pi0_burn::policy::norm_stats::NormStats;
 use pi0_burn::policy::normalize::Normalize;
@@ -211,7 +211,7 @@ fn pictures_are_resized_as_pillow_and_as_jax() {
         }
         let (from, expected) = (input.array("image").unwrap(), expected.array("image").unwrap());
         match (&from.values, &expected.values) {
-            (Values::F32(_), Values::U8(_)) => assert_eq!(&parse(name, from, Channels::FirstOrLast).unwrap(), expected),
+            (Values::F32(_), Values::U8(_)) => assert_eq!(&parse(name, from).unwrap(), expected),
             (Values::U8(_), Values::U8(_)) if name == "pil_u8_batched" => {
                 let mut record = Record::default();
                 record.put_array("image/a", from.clone());
@@ -331,10 +331,8 @@ fn what_goes_in_comes_home() {
         for part in &data.robot.state {
             record.put_array(&part.key, Array::f64([part.width], vec![0.5; part.width]));
         }
-        let channels_first = data.robot.images.channels == Channels::First;
         for key in chain.steps[1].reads() {
-            let shape = if channels_first { [3, 4, 6] } else { [4, 6, 3] };
-            record.put_array(key, Array::u8(shape, vec![7; 72]));
+            record.put_array(key, Array::u8([3, 4, 6], vec![7; 72]));
         }
         let values: Vec<f64> = (0..5 * actions).map(|i| (i as f64 * 0.7).sin()).collect();
         record.put_array("actions", Array::f64([5, actions], values.clone()));
@@ -388,8 +386,6 @@ fn a_robot_of_ones_own_needs_a_file_and_no_code() {
         name = "pincer"
         state = [{ key = "pose", width = 3 }]
         actions = { key = "command", width = 2 }
-        [images]
-        channels = "first_or_last"
         [layouts]
         pi0 = [{ slot = "base_0_rgb", camera = "eye" }, { slot = "left_wrist_0_rgb" }, { slot = "right_wrist_0_rgb" }]
         "#,

@@ -27,6 +27,7 @@ use crate::weights::open::Opened;
 
 /// Whose policy, and what it goes by.
 #[derive(Debug, clap::Args)]
+#[group(id = "policy")]
 #[command(next_help_heading = "A robot's policy")]
 pub struct Args {
     /// Preset under openpi's name, or a file of your own (.toml): the observation is then a robot's, not model-ready

@@ -136,7 +136,8 @@ fn hold(data: &Data, statistics: &Statistics, action_dim: usize) -> Result<Hold>
         Ok(match (data.use_quantile_norm, &stats.q01, &stats.q99) {
             (true, Some(low), Some(high)) => {
                 let (low, high) = (at(low)?, at(high)?);
-                Normal { shift: (low + high) / 2.0, scale: (high - low) / 2.0 + 5e-7 }
+                let scale = (high - low + 1e-6) / 2.0;
+                Normal { shift: low + scale, scale }
             }
             _ => Normal { shift: at(&stats.mean)?, scale: at(&stats.std)? + 1e-6 },
         })

@@ -84,7 +84,7 @@ mod tests {
         assert!(named("alhoa").unwrap_err().to_string().contains("the nearest is aloha"));
         let (_, droid) = ROBOTS[1];
         let refusal = |text: String| format!("{:#}", parse(&text).unwrap_err());
-        assert!(refusal(droid.replace("channels =", "chanels =")).contains("chanels"));
+        assert!(refusal(droid.replace("actions =", "action =")).contains("action"));
         assert!(refusal(droid.replace("width = 7", "width = 0")).contains("a width of 0"));
         let without = r#"{ slot = "base_0_rgb", camera = "observation/exterior_image_1_left" }"#;
         assert!(

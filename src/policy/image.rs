@@ -42,21 +42,14 @@ fn centred<T: Copy>(image: &[T], (h, w): (usize, usize), (height, width): (usize
     out
 }
 
-/// Where the channels of a robot's pictures stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Channels {
-    /// `[C, h, w]`, always.
-    First,
-    /// `[C, h, w]` where the first axis is 3, or else `[h, w, C]`.
-    FirstOrLast,
-}
-
 /// A camera's picture as `[h, w, C]` bytes: floats of [0, 1] are multiplied by 255 and cut off, channels come last.
+///
+/// `[C, h, w]` where the first axis is 3, or else `[h, w, C]`. openpi's ALOHA policy takes the former alone and makes noise
+/// of the latter; a picture read from a file is the latter.
 ///
 /// # Errors
 /// Another shape; floats outside of [0, 1], which openpi would let wrap around; another dtype.
-pub fn parse(key: &str, image: &Array, channels: Channels) -> Result<Array, Fault> {
+pub fn parse(key: &str, image: &Array) -> Result<Array, Fault> {
     let misfit = |expected: &str, hint: &str| Fault::Shape {
         key: key.to_owned(),
         expected: expected.to_owned(),
@@ -66,17 +59,10 @@ pub fn parse(key: &str, image: &Array, channels: Channels) -> Result<Array, Faul
     let [a, b, c] = image.shape[..] else {
         return Err(misfit("a picture of three axes", ""));
     };
-    let first = match channels {
-        Channels::First if a != CHANNELS => {
-            let hint = if c == CHANNELS { "this robot's pictures have the channels first" } else { "" };
-            return Err(misfit("[3, height, width]", hint));
-        }
-        Channels::First => true,
-        Channels::FirstOrLast if a != CHANNELS && c != CHANNELS => {
-            return Err(misfit("[height, width, 3] or [3, height, width]", ""));
-        }
-        Channels::FirstOrLast => a == CHANNELS,
-    };
+    let first = a == CHANNELS;
+    if !first && c != CHANNELS {
+        return Err(misfit("[height, width, 3] or [3, height, width]", ""));
+    }
     let bytes = match &image.values {
         Values::U8(x) => x.clone(),
         Values::F32(x) => bytes(key, x.iter().map(|x| 255.0 * x).map(f64::from))?,
@@ -180,23 +166,21 @@ mod tests {
     fn channels_come_last_and_floats_are_cut_off() {
         let image = Array::f32([3, 1, 2], vec![0.0, 1.0, 0.5, 0.999, 0.25, 0.1]);
         let expected = Array::u8([1, 2, 3], vec![0, 127, 63, 255, 254, 25]);
-        assert_eq!(parse("a", &image, Channels::First).unwrap(), expected);
-        assert_eq!(parse("a", &expected, Channels::FirstOrLast).unwrap(), expected);
+        assert_eq!(parse("a", &image).unwrap(), expected);
+        assert_eq!(parse("a", &expected).unwrap(), expected);
     }
 
     #[test]
     fn a_picture_that_would_come_out_as_noise_is_refused() {
-        let refusal = |image, channels| parse("images/top", &image, channels).unwrap_err().to_string();
+        let refusal = |image| parse("images/top", &image).unwrap_err().to_string();
         let levels = Array::f32([1, 1, 3], vec![0.0, 128.0, 255.0]);
-        assert!(refusal(levels, Channels::FirstOrLast).contains("expected [0, 1]"));
+        assert!(refusal(levels).contains("expected [0, 1]"));
         let negative = Array::f64([1, 1, 3], vec![-1.0, 0.0, 1.0]);
-        assert!(refusal(negative, Channels::FirstOrLast).contains("a value of -1"));
-        let last = Array::u8([2, 4, 3], vec![0; 24]);
-        assert!(refusal(last, Channels::First).contains("channels first"));
+        assert!(refusal(negative).contains("a value of -1"));
         let grey = Array::u8([2, 4, 1], vec![0; 8]);
-        assert!(refusal(grey, Channels::FirstOrLast).contains("found uint8[2, 4, 1]"));
+        assert!(refusal(grey).contains("found uint8[2, 4, 1]"));
         let whole = Array::new([1, 1, 3], Values::I64(vec![0; 3]));
-        assert!(refusal(whole, Channels::FirstOrLast).contains("bytes"));
+        assert!(refusal(whole).contains("bytes"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub use adapt::{Adapt, Map, Op};
 pub use cameras::{Images, RobotCameras, Slot};
 
 use super::array::{Array, Values};
+use super::prompt::NOTICE;
 use super::record::{Fault, Record, Value, nearest};
 use super::step::Step;
 
@@ -36,6 +37,7 @@ pub struct Robot {
     /// Another convention of joints and grippers, in which a model may have been trained.
     pub adapt_to_pi: Option<Adapt>,
     /// Its pictures.
+    #[serde(default)]
     pub images: Images,
     /// What a model sees, by the layout's name.
     pub layouts: BTreeMap<String, Vec<Slot>>,
@@ -235,7 +237,8 @@ impl Step for RobotVectors {
         if let Some(adapt) = &self.adapt {
             actions = adapt.undo_actions(&actions);
         }
-        record.values.clear();
+        // What an earlier step had to say goes along.
+        record.values.retain(|key, _| key == NOTICE);
         record.put(self.actions.key.clone(), Value::Array(actions));
         Ok(())
     }

@@ -109,7 +109,7 @@ fn floats(picture: &Array) -> Array {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::image::{Channels, parse};
+    use crate::policy::image::parse;
 
     #[test]
     fn a_policy_makes_the_same_bytes_of_the_floats_again() {
@@ -117,6 +117,6 @@ mod tests {
         let picture = Array::u8([16, 16, 3], bytes);
         let floats = floats(&picture);
         assert_eq!(floats.shape, [3, 16, 16]);
-        assert_eq!(parse("a", &floats, Channels::First).unwrap(), picture);
+        assert_eq!(parse("a", &floats).unwrap(), picture);
     }
 }

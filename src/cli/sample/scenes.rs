@@ -18,6 +18,7 @@ use crate::policy::task::PromptFromTask;
 
 /// Frames of a dataset.
 #[derive(Debug, clap::Args)]
+#[group(id = "scenes")]
 #[command(next_help_heading = "Frames of a dataset")]
 pub struct Args {
     /// A LeRobot dataset (v2.0, v2.1, v3.0)
@@ -204,6 +205,7 @@ fn repack(dataset: &Dataset, policy: &Policy, notices: &mut Vec<String>) -> Resu
         keys.retain(|(new, old)| new != "prompt" || there(old));
         return Ok(Repack { keys });
     }
+    keys.retain(|(new, _)| new != "prompt");
     let missing: Vec<&str> = keys.iter().map(|(_, old)| old.as_str()).filter(|old| !there(old)).collect();
     let usual = |key: &String| {
         (key.clone(), format!("observation.{}", key.trim_start_matches("observation/").replace('/', ".")))

@@ -6,16 +6,14 @@
 use serde::Deserialize;
 
 use super::super::array::Array;
-use super::super::image::{Channels, parse};
+use super::super::image::parse;
 use super::super::record::{Fault, Record, nearest};
 use super::super::step::Step;
 
 /// What holds for all pictures of a robot.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Images {
-    /// Where the channels stand.
-    pub channels: Channels,
     /// Keys that begin so are pictures; one that no slot shows and `unused` does not name is refused.
     pub prefix: Option<String>,
     /// Pictures that may be there, and that no slot shows.
@@ -123,7 +121,7 @@ impl Step for RobotCameras {
         for slot in &self.slots {
             let camera = slot.camera.as_deref().filter(|camera| !slot.optional || record.has(camera));
             let (image, mask) = match (camera, &size) {
-                (Some(camera), _) => (parse(camera, record.array(camera)?, self.images.channels)?, true),
+                (Some(camera), _) => (parse(camera, record.array(camera)?)?, true),
                 (None, Some(size)) => (black(size), slot.mask),
                 (None, None) => {
                     let what = "the first slot of a layout needs a camera".to_owned();

@@ -1,7 +1,6 @@
 //! Robots: vectors on any leading axes, pictures into slots, and what does not fit.
 
 use super::*;
-use crate::policy::image::Channels;
 
 fn arm(adapt: bool) -> Robot {
     let part = |key: &str, width| Part { key: key.to_owned(), width };
@@ -23,11 +22,7 @@ fn arm(adapt: bool) -> Robot {
         state: vec![part("joints", 2), part("gripper", 1)],
         actions: part("actions", 3),
         adapt_to_pi: adapt.then(|| Adapt { signs: vec![1, -1, 1], state: map(), actions: map() }),
-        images: Images {
-            channels: Channels::FirstOrLast,
-            prefix: Some("images/".to_owned()),
-            unused: vec!["images/low".to_owned()],
-        },
+        images: Images { prefix: Some("images/".to_owned()), unused: vec!["images/low".to_owned()] },
         layouts: BTreeMap::from([(
             "pi0".to_owned(),
             vec![
