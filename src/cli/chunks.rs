@@ -1,7 +1,7 @@
 //! Where the verbs about action chunks take them from.
 //!
 //! - a file of them, here
-//! - [`dataset`]: datasets, normalised as a preset says
+//! - `dataset`: datasets, normalised as a preset says
 //!
 //! Invariant: every source of chunks ends in a [`Chunks`]: normalised actions `[H, D]`, one array each, in the order of the
 //! data.

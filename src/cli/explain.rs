@@ -1,8 +1,8 @@
 //! `pi0 explain`: what a preset does to a robot's data, step by step, and what becomes of one observation or frame.
 //!
-//! - [`frame`]: a frame of a dataset, as training sees it
-//! - [`tokens`]: the step that makes tokens
-//! - [`report`]: what is said
+//! - `frame`: a frame of a dataset, as training sees it
+//! - `tokens`: the step that makes tokens
+//! - `report`: what is said
 //!
 //! Invariant: what is shown is what is run: the chain is the one that sampling, statistics and training use.
 

@@ -66,7 +66,7 @@ pub struct Args {
     #[arg(long, alias = "action-chunk", value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub action_horizon: Option<u64>,
 
-    /// Folder that gets <asset id>/norm_stats.json; the preset's own, assets/<config>, if left out
+    /// Folder that gets ASSET_ID/norm_stats.json; the preset's own, assets/CONFIG, if left out
     #[arg(long, alias = "output-path", value_name = "DIR", conflicts_with = "check")]
     pub assets_dir: Option<PathBuf>,
 
