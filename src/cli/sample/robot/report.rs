@@ -135,7 +135,6 @@ impl fmt::Display for Report {
         }
         if let Some(metrics) = &self.metrics {
             writeln!(f, "\n{}", metrics.table().trim_end())?;
-            writeln!(f, "\n{}", metrics.verdict())?;
         }
         let own = self.inferred.iter().flat_map(|i| i.notices.iter().map(move |n| format!("{}: {n}", i.name)));
         for notice in told.notices.iter().cloned().chain(own) {
