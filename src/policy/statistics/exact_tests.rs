@@ -114,7 +114,7 @@ fn a_great_population_is_too_although_only_thousandths_of_it_are_kept() {
 #[test]
 fn only_picked_frames_count_and_their_order_does_not_matter() {
     let mut motion = motion(3000, 250, 10);
-    motion.picked = Some((0..3000).filter(|i| mixed(*i) % 3 == 0).map(|i| i as usize).collect());
+    motion.picked = Some((0..3000).filter(|i| mixed(*i).is_multiple_of(3)).map(|i| i as usize).collect());
     compare(&motion);
     let sorted = exact(&motion).unwrap();
     motion.picked.as_mut().unwrap().reverse();

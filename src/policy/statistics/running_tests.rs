@@ -44,7 +44,8 @@ fn fed<R: Real>(set: &SafeTensors, case: &str) -> (Vec<Vec<R>>, Vec<usize>) {
 fn compare<R: Real>(set: &SafeTensors, case: &str) {
     let (elements, rows) = fed::<R>(set, case);
     let all = running_of(&elements, &rows);
-    let lists: [(&str, fn(&Summary) -> f64); 6] = [
+    type Figure = fn(&Summary) -> f64;
+    let lists: [(&str, Figure); 6] = [
         ("mean", |s| s.mean),
         ("std", |s| s.std),
         ("q01", |s| s.q01),
