@@ -17,8 +17,8 @@ use super::{Column, Motion, NotFinite, Summaries, Summary};
 
 /// Of so many values all are kept: a sample would save nothing.
 const SMALL: u64 = 1 << 18;
-/// Values of a sample.
-const SAMPLE: u64 = 1 << 18;
+/// Values of a sample: with the margin, a bracket holds half a percent of all values.
+const SAMPLE: u64 = 1 << 16;
 /// Half the width of a bracket, in standard deviations of a rank in the sample.
 const MARGIN: f64 = 6.0;
 /// How much wider the next one is.

@@ -18,6 +18,8 @@ mod sweep;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::array::{Array, Values};
 use super::norm_stats::Stats;
 
@@ -101,7 +103,7 @@ impl Columns {
             }
             Ok(Column::F64(all).narrowed())
         };
-        Ok(Columns { columns: (0..width).map(column).collect::<Result<_, _>>()? })
+        Ok(Columns { columns: (0..width).into_par_iter().map(column).collect::<Result<_, _>>()? })
     }
 
     /// Of several datasets, one after another.
@@ -182,7 +184,6 @@ impl Motion {
     /// # Errors
     /// The first value of an element that is no number.
     pub fn finite(&self) -> Result<(), NotFinite> {
-        use rayon::prelude::*;
         let all = [("state", &self.state), ("actions", &self.actions)];
         let columns: Vec<_> = all
             .iter()

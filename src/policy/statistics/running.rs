@@ -41,10 +41,12 @@ pub fn running(motion: &Motion, batch: usize) -> Result<Summaries, NotFinite> {
 }
 
 /// f32 or f64.
-pub(super) trait Real:
+pub trait Real:
     Copy + PartialOrd + Send + Sync + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
+    /// Rounded to it.
     fn of(value: f64) -> Self;
+    /// As f64, exactly.
     fn wide(self) -> f64;
 }
 
@@ -66,12 +68,11 @@ impl Real for f64 {
     }
 }
 
-/// Statistics of vectors given by element, so many of them in each update.
-pub(super) fn vectors<R: Real>(elements: &[Vec<R>], rows: &[usize]) -> Vec<Summary> {
-    running_of(elements, rows).iter().map(Running::summary).collect()
-}
-
-fn running_of<R: Real>(elements: &[Vec<R>], rows: &[usize]) -> Vec<Running<R>> {
+/// Statistics of vectors given by element, so many of them (at least one) in each update.
+///
+/// # Panics
+/// If an element has fewer values than the updates take, or an update takes none.
+pub fn vectors<R: Real>(elements: &[Vec<R>], rows: &[usize]) -> Vec<Summary> {
     let alone = elements.len() == 1;
     // All elements get new bins whenever one of them reaches further than before.
     let reaches: Vec<Vec<bool>> = elements.par_iter().map(|values| reaches(values, rows)).collect();
@@ -83,7 +84,7 @@ fn running_of<R: Real>(elements: &[Vec<R>], rows: &[usize]) -> Vec<Running<R>> {
             for (batch, moved) in batches(values, rows).zip(&moved) {
                 stats.update(batch, *moved);
             }
-            stats
+            stats.summary()
         })
         .collect()
 }

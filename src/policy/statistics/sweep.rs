@@ -113,14 +113,12 @@ impl Sweep {
         }
     }
 
-    /// Values that count once each.
+    /// Values that count once each. Neighbours should be alike: a stretch whose values all lie on one side of a bracket is
+    /// counted as a whole.
     pub(super) fn values(&mut self, values: &[f32]) {
-        let [a, b] = self.brackets;
-        let mut under = [[0_u32; LANES]; 2];
-        let mut reach = [[0_u32; LANES]; 2];
         let (blocks, rest) = values.as_chunks::<LANES>();
-        let mut low = [self.min; LANES];
-        let mut high = [self.max; LANES];
+        let mut low = [f32::INFINITY; LANES];
+        let mut high = [f32::NEG_INFINITY; LANES];
         for block in blocks {
             for lane in 0..LANES {
                 let value = block[lane];
@@ -129,25 +127,21 @@ impl Sweep {
                 self.squares[lane] += shifted * shifted;
                 low[lane] = if value < low[lane] { value } else { low[lane] };
                 high[lane] = if value > high[lane] { value } else { high[lane] };
-                under[0][lane] += u32::from(value < a.low);
-                reach[0][lane] += u32::from(value <= a.high);
-                under[1][lane] += u32::from(value < b.low);
-                reach[1][lane] += u32::from(value <= b.high);
             }
         }
-        self.min = low.into_iter().fold(self.min, f32::min);
-        self.max = high.into_iter().fold(self.max, f32::max);
-        for (i, bracket) in self.brackets.into_iter().enumerate() {
-            let [under, reach] = [under[i], reach[i]].map(|lanes| lanes.iter().map(|n| u64::from(*n)).sum::<u64>());
-            if reach > under {
-                for value in blocks.as_flattened() {
-                    self.found[i].look(*value, 1, bracket, self.keep);
-                }
-            } else {
-                self.found[i].below += under;
+        let whole = blocks.as_flattened();
+        let low = low.into_iter().fold(f32::INFINITY, f32::min);
+        let high = high.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        self.min = self.min.min(low);
+        self.max = self.max.max(high);
+        self.count += whole.len() as u64;
+        for (found, bracket) in self.found.iter_mut().zip(self.brackets) {
+            if high < bracket.low {
+                found.below += whole.len() as u64;
+            } else if low <= bracket.high {
+                whole.iter().for_each(|value| found.look(*value, 1, bracket, self.keep));
             }
         }
-        self.count += blocks.as_flattened().len() as u64;
         for value in rest {
             self.value(*value, 1);
         }
