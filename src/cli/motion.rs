@@ -44,20 +44,19 @@ pub(super) fn gather(folders: &[PathBuf], preset: &Train, horizon: usize, mouth:
             .collect(),
         picked: None,
     };
-    let (mut state, mut actions) = (Columns::default(), Columns::default());
+    let (mut state, mut actions) = (vec![], vec![]);
     for folder in folders {
         let within = || folder.display().to_string();
         let dataset = Dataset::open(folder)?;
-        let [more_state, more_actions] = read(&dataset, preset, data, mouth).with_context(within)?;
-        for (all, more, key) in [(&mut state, more_state, "state"), (&mut actions, more_actions, "actions")] {
-            let (known, new) = (all.columns.len(), more.columns.len());
-            ensure!(known == 0 || known == new, "{}: {key} of {new} values, expected {known} as before", within());
-            all.extend(more);
-        }
+        let (more_state, more_actions) = read(&dataset, preset, data, mouth).with_context(within)?;
+        state.extend(more_state);
+        actions.extend(more_actions);
         let before = motion.frames();
         motion.episodes.extend(dataset.episodes().iter().map(|e| before + e.frames.start..before + e.frames.end));
     }
-    (motion.state, motion.actions) = (state.columns, actions.columns);
+    for (columns, blocks) in [(&mut motion.state, state), (&mut motion.actions, actions)] {
+        *columns = Columns::joined(&blocks).map_err(anyhow::Error::msg)?.columns;
+    }
     Ok(motion)
 }
 
@@ -83,7 +82,7 @@ pub(super) fn demand(dataset: &Dataset, preset: &Train, key: &str, what: &str) -
     Ok(())
 }
 
-fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result<[Columns; 2]> {
+fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result<(Vec<Columns>, Vec<Columns>)> {
     let robot = &data.robot;
     let parts: Vec<&Part> = robot.state.iter().chain([&robot.actions]).collect();
     let keys: Vec<&str> = parts.iter().map(|part| dataset_key(data, &part.key)).collect();
@@ -96,7 +95,7 @@ fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result
     let step = robot.vectors(data.adapt_to_pi).map_err(|fault| anyhow!("step robot-vectors: {fault}"))?;
     mouth.phase("through the robot's steps", 0);
     let blocks: Vec<usize> = (0..frames).step_by(BLOCK).collect();
-    let adapted: Vec<(Array, Array)> = blocks
+    let adapted: Vec<(Columns, Columns)> = blocks
         .into_par_iter()
         .map(|start| {
             let end = (start + BLOCK).min(frames);
@@ -105,12 +104,11 @@ fn read(dataset: &Dataset, preset: &Train, data: &Data, mouth: &Mouth) -> Result
                 record.put_array(part.key.clone(), block(rows, start, end));
             }
             let record = step.columns(record).map_err(|fault| anyhow!("step robot-vectors: {fault}"))?;
-            Ok((record.array("state")?.clone(), record.array("actions")?.clone()))
+            let turned = |key| Columns::of(record.array(key)?).map_err(anyhow::Error::msg);
+            Ok((turned("state")?, turned("actions")?))
         })
         .collect::<Result<_>>()?;
-    drop(rows);
-    let (state, actions): (Vec<Array>, Vec<Array>) = adapted.into_iter().unzip();
-    Ok([Columns::of(&state).map_err(anyhow::Error::msg)?, Columns::of(&actions).map_err(anyhow::Error::msg)?])
+    Ok(adapted.into_iter().unzip())
 }
 
 /// Rows `start..end`. A width of one loses its axis, as LeRobot has it.

@@ -74,57 +74,48 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Turns blocks of rows into columns.
+    /// A block of rows `[n, D]`, turned.
     ///
     /// # Errors
-    /// In a sentence: the blocks are not of one width, or they are no floats.
-    pub fn of(blocks: &[Array]) -> Result<Self, String> {
-        let width = blocks.first().and_then(Array::width).unwrap_or(0);
-        if let Some(odd) = blocks.iter().find(|b| b.width() != Some(width)) {
-            return Err(format!("expected rows of {width} values, found {odd}"));
+    /// In a sentence: they are no rows of floats.
+    pub fn of(rows: &Array) -> Result<Self, String> {
+        fn turned<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> {
+            (0..width).map(|d| values.iter().skip(d).step_by(width).copied().collect()).collect()
         }
-        let column = |d: usize| -> Result<Column, String> {
-            if blocks.iter().all(|b| matches!(b.values, Values::F32(_))) {
-                let mut all = Vec::with_capacity(blocks.iter().map(|b| b.values.len() / width.max(1)).sum());
-                for block in blocks {
-                    if let Values::F32(x) = &block.values {
-                        all.extend(x.iter().skip(d).step_by(width));
-                    }
-                }
-                return Ok(Column::F32(all));
-            }
-            let mut all = vec![];
-            for block in blocks {
-                match &block.values {
-                    Values::F32(x) => all.extend(x.iter().skip(d).step_by(width).map(|x| f64::from(*x))),
-                    Values::F64(x) => all.extend(x.iter().skip(d).step_by(width)),
-                    _ => return Err(format!("expected floats, found {block}")),
-                }
-            }
-            Ok(Column::F64(all).narrowed())
+        let width = rows.width().unwrap_or(0);
+        let columns = match &rows.values {
+            Values::F32(x) => turned(x, width).into_iter().map(Column::F32).collect(),
+            Values::F64(x) => turned(x, width).into_iter().map(|x| Column::F64(x).narrowed()).collect(),
+            _ => return Err(format!("expected floats, found {rows}")),
         };
-        Ok(Columns { columns: (0..width).into_par_iter().map(column).collect::<Result<_, _>>()? })
+        Ok(Columns { columns })
     }
 
-    /// Of several datasets, one after another.
-    pub fn extend(&mut self, other: Columns) {
-        if self.columns.is_empty() {
-            self.columns = other.columns;
-            return;
+    /// Blocks or datasets, one after another.
+    ///
+    /// # Errors
+    /// In a sentence: they are not of one width.
+    pub fn joined(blocks: &[Columns]) -> Result<Self, String> {
+        let width = blocks.first().map_or(0, |block| block.columns.len());
+        if let Some(odd) = blocks.iter().find(|block| block.columns.len() != width) {
+            return Err(format!("rows of {} values, expected {width} as before", odd.columns.len()));
         }
-        for (mine, more) in self.columns.iter_mut().zip(other.columns) {
-            *mine = match (std::mem::replace(mine, Column::F32(vec![])), more) {
-                (Column::F32(mut a), Column::F32(b)) => {
-                    a.extend(b);
-                    Column::F32(a)
+        let frames = blocks.iter().map(|block| block.columns.first().map_or(0, Column::len)).sum();
+        let column = |d: usize| {
+            if blocks.iter().all(|block| matches!(block.columns[d], Column::F32(_))) {
+                let mut all = Vec::with_capacity(frames);
+                for block in blocks {
+                    if let Column::F32(x) = &block.columns[d] {
+                        all.extend_from_slice(x);
+                    }
                 }
-                (a, b) => {
-                    let mut all = a.wide();
-                    all.extend(b.wide());
-                    Column::F64(all)
-                }
-            };
-        }
+                return Column::F32(all);
+            }
+            let mut all = Vec::with_capacity(frames);
+            blocks.iter().for_each(|block| all.extend(block.columns[d].wide()));
+            Column::F64(all)
+        };
+        Ok(Columns { columns: (0..width).into_par_iter().map(column).collect() })
     }
 }
 
