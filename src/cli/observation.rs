@@ -25,12 +25,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-pub use super::array::{Array, Values};
 pub use fit::{Error, Fault};
 
+use super::array;
 use super::chance::Stream;
 use crate::model::observation::{Camera, Flags, Observation, Prompt};
 use crate::model::settings::{Head, Settings};
+use crate::policy::array::{Array, Values};
 use document::Keys;
 
 /// The cameras of a model as published, in the order in which it reads them.
@@ -151,18 +152,18 @@ pub fn random(seed: u64, prompt_length: usize, images: &[(String, PathBuf)], wan
     for name in &wanted.cameras {
         let mut stream = Stream::new(seed, &format!("image/{name}"), 0);
         let bytes = (0..side * side * 3).map(|_| (stream.bits() >> 56) as u8).collect();
-        keys.insert(format!("image/{name}"), Array { shape: vec![side, side, 3], values: Values::Byte(bytes) });
+        keys.insert(format!("image/{name}"), Array::u8([side, side, 3], bytes));
     }
     if let Some(dim) = wanted.action_dim() {
         let mut stream = Stream::new(seed, "state", 0);
         let state = (0..dim).map(|_| (2.0 * stream.unit() - 1.0) as f32).collect();
-        keys.insert("state".into(), Array { shape: vec![dim], values: Values::Float(state) });
+        keys.insert("state".into(), Array::f32([dim], state));
     }
     let mut stream = Stream::new(seed, "tokenized_prompt", 0);
     // Below are padding, end and beginning of a text.
     let first = 3.min(wanted.vocabulary as u64 - 1);
     let tokens = (0..prompt_length).map(|_| (first + stream.below(wanted.vocabulary as u64 - first)) as i64).collect();
-    keys.insert("tokenized_prompt".into(), Array { shape: vec![prompt_length], values: Values::Int(tokens) });
+    keys.insert("tokenized_prompt".into(), Array::new([prompt_length], Values::I64(tokens)));
     replace(&mut keys, images)?;
     Ok(fit::fit(keys, wanted).map_err(|faults| Error { from: "the random observation".into(), faults })?)
 }
@@ -170,7 +171,7 @@ pub fn random(seed: u64, prompt_length: usize, images: &[(String, PathBuf)], wan
 fn replace(keys: &mut Keys, images: &[(String, PathBuf)]) -> anyhow::Result<()> {
     for (name, path) in images {
         keys.remove(&format!("image_u8/{name}"));
-        keys.insert(format!("image/{name}"), Array::file(path)?);
+        keys.insert(format!("image/{name}"), array::file(path)?);
     }
     Ok(())
 }

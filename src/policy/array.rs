@@ -73,6 +73,16 @@ impl Values {
         }
     }
 
+    /// What they are, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Values::F32(_) | Values::F64(_) => "floats",
+            Values::I32(_) | Values::I64(_) => "integers",
+            Values::U8(_) => "bytes",
+            Values::Bool(_) => "booleans",
+        }
+    }
+
     /// As f32, each value rounded once.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
@@ -112,6 +122,30 @@ impl Array {
     /// A truth value, without an axis.
     pub fn flag(value: bool) -> Self {
         Self::new([], Values::Bool(vec![value]))
+    }
+
+    /// As f32: floats, and whole numbers but bytes, which are what pictures are made of.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        matches!(self.values.kind(), "floats" | "integers").then(|| self.values.to_f32())
+    }
+
+    /// As whole numbers, bytes too.
+    pub fn integers(&self) -> Option<Vec<i64>> {
+        match &self.values {
+            Values::I64(x) => Some(x.clone()),
+            Values::I32(x) => Some(x.iter().map(|x| i64::from(*x)).collect()),
+            Values::U8(x) => Some(x.iter().map(|x| i64::from(*x)).collect()),
+            _ => None,
+        }
+    }
+
+    /// As flags: booleans, or nothing but 0 and 1.
+    pub fn flags(&self) -> Option<Vec<bool>> {
+        if let Values::Bool(x) = &self.values {
+            return Some(x.clone());
+        }
+        let numbers = self.integers()?;
+        numbers.iter().all(|x| matches!(x, 0 | 1)).then(|| numbers.iter().map(|x| *x == 1).collect())
     }
 
     /// Elements along the last axis; `None` for a scalar.

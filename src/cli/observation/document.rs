@@ -11,7 +11,8 @@ use orbax::{Npz, Source};
 use remap::Safetensors;
 use serde_json::Value;
 
-use super::super::array::Array;
+use crate::cli::array;
+use crate::policy::array::Array;
 
 /// Bytes of a JSON document: pictures stand beside it.
 const MAX_JSON: u64 = 1 << 28;
@@ -37,7 +38,7 @@ pub(super) fn open(path: &Path) -> Result<Keys> {
 /// Noise on its own: a `.npy`, or the array `noise` (or `sample/noise`) of an npz or safetensors file.
 pub(super) fn noise(path: &Path) -> Result<Array> {
     if !matches!(path.extension().and_then(|e| e.to_str()), Some("npz" | "safetensors")) {
-        return Array::file(path);
+        return array::file(path);
     }
     let mut keys = open(path)?;
     keys.remove("noise").with_context(|| format!("{}: no array named noise or sample/noise", path.display()))
@@ -57,12 +58,12 @@ fn arrays(source: &dyn Source) -> Result<Keys> {
             _ if recorded => continue,
             _ => name,
         };
-        keys.insert(key.to_owned(), Array::of(source, i)?);
+        keys.insert(key.to_owned(), array::of(source, i)?);
     }
     // The prompt of inference ends where the one of training goes on with the actions.
     for (i, name) in names.iter().enumerate() {
         if let Some(key) = name.strip_prefix(INFERENCE).filter(|key| recorded && PROMPT.contains(key)) {
-            keys.insert(key.to_owned(), Array::of(source, i)?);
+            keys.insert(key.to_owned(), array::of(source, i)?);
             keys.remove("token_loss_mask");
         }
     }
@@ -98,14 +99,14 @@ fn json(path: &Path) -> Result<Keys> {
 /// A value, or the file or files that it names.
 fn member(value: &Value, folder: &Path) -> Result<Array> {
     match value {
-        Value::String(file) => Array::file(&folder.join(file)),
+        Value::String(file) => array::file(&folder.join(file)),
         Value::Array(files) if files.first().is_some_and(Value::is_string) => {
             let file = |value: &Value| {
                 let name = value.as_str().context("a list of file names holds something else")?;
-                Array::file(&folder.join(name))
+                array::file(&folder.join(name))
             };
-            Array::stack(files.iter().map(file).collect::<Result<_>>()?)
+            array::stack(files.iter().map(file).collect::<Result<_>>()?)
         }
-        value => Array::json(value),
+        value => array::json(value),
     }
 }

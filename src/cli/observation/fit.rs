@@ -5,11 +5,11 @@
 
 use std::fmt;
 
-use super::super::array::{Array, Values};
 use super::document::Keys;
 use super::{Images, Noise, Rows, Wanted};
 use crate::model::observation::Flags;
 use crate::model::settings::Head;
+use crate::policy::array::{Array, Values};
 
 /// Keys that stand alone.
 const KNOWN: [&str; 7] =
@@ -312,8 +312,8 @@ impl Fit<'_> {
         }
         match &array.values {
             // As openpi: each operation rounded to f32.
-            Values::Byte(bytes) => Some(bytes.iter().map(|x| f32::from(*x) / 255.0 * 2.0 - 1.0).collect()),
-            Values::Float(_) if key.starts_with("image/") => {
+            Values::U8(bytes) => Some(bytes.iter().map(|x| f32::from(*x) / 255.0 * 2.0 - 1.0).collect()),
+            Values::F32(_) | Values::F64(_) if key.starts_with("image/") => {
                 let values = self.floats(&key, &array)?;
                 let outside = values.iter().position(|x| x.abs() > 1.0 + SLACK);
                 if let Some(at) = outside {

@@ -19,12 +19,13 @@ use super::scenes::{Episode, Scenes};
 use super::{Args, decoding, plot, read, runs};
 use crate::cli::Answer;
 use crate::cli::episode::{self, Compared, html, metrics, svg};
-use crate::cli::observation::{self, Array, Noise, Rows, Values, Wanted};
+use crate::cli::observation::{self, Noise, Rows, Wanted};
 use crate::cli::output::Mouth;
 use crate::cli::policy::{Policy, take_notices};
 use crate::model::settings::Head;
 use crate::model::{Pi, Settings};
 use crate::policy;
+use crate::policy::array::{Array, Values};
 use crate::policy::fast::Grammar;
 use crate::policy::record::{Record, Value};
 use crate::weights::anatomy::Anatomy;
@@ -162,14 +163,7 @@ impl Seen {
 /// As an observation's file would have it.
 fn plain(key: &str, value: &Value) -> Result<Array> {
     let Value::Array(array) = value else { bail!("{key}: a text, which no model reads; no step took it") };
-    let values = match &array.values {
-        policy::array::Values::U8(x) => Values::Byte(x.clone()),
-        policy::array::Values::I32(x) => Values::Int(x.iter().map(|x| i64::from(*x)).collect()),
-        policy::array::Values::I64(x) => Values::Int(x.clone()),
-        policy::array::Values::Bool(x) => Values::Flag(x.clone()),
-        floats => Values::Float(floats.to_f32()),
-    };
-    Ok(Array { shape: array.shape.clone(), values })
+    Ok(array.clone())
 }
 
 fn infer(
@@ -190,16 +184,15 @@ fn infer(
     // The state goes back with the answer, in f32, as JAX has it.
     let state = seen.record.array("state")?;
     let mut answer = Record::default();
-    answer.put_array("state", policy::array::Array::f32(state.shape.clone(), state.values.to_f32()));
+    answer.put_array("state", Array::f32(state.shape.clone(), state.values.to_f32()));
     let mut tokens = None;
     match sampled.chunk {
         Chunk::Actions { shape: [_, horizon, dim], values } => {
-            answer.put_array("actions", policy::array::Array::f32([horizon, dim], values.values));
+            answer.put_array("actions", Array::f32([horizon, dim], values.values));
         }
         Chunk::Tokens { tokens: mut rows, .. } => {
             let row = rows.pop().unwrap_or_default();
-            answer
-                .put_array("actions", policy::array::Array::new([row.len()], policy::array::Values::I32(row.clone())));
+            answer.put_array("actions", Array::new([row.len()], Values::I32(row.clone())));
             tokens = Some(row);
         }
     }
@@ -233,9 +226,7 @@ fn pictures(record: &Record) -> Vec<(String, [usize; 2], Vec<u8>)> {
         let Value::Array(array) = value else { return None };
         let masked = record.array(&format!("image_mask/{slot}")).is_ok_and(|mask| mask.values.to_f64() == [0.0]);
         match (&array.shape[..], &array.values) {
-            ([h, w, 3], policy::array::Values::U8(bytes)) if !masked => {
-                Some((slot.to_owned(), [*h, *w], bytes.clone()))
-            }
+            ([h, w, 3], Values::U8(bytes)) if !masked => Some((slot.to_owned(), [*h, *w], bytes.clone())),
             _ => None,
         }
     };
