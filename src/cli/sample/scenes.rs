@@ -125,10 +125,8 @@ fn kept(path: &Path) -> Result<Vec<(String, Record)>> {
 
 impl Episode {
     fn open(folder: &Path, args: &super::Args, policy: &Policy) -> Result<Self> {
-        let mut dataset = Dataset::open(folder)?;
-        if let Some(films) = Dataset::prepared_beside(folder) {
-            dataset = dataset.with_prepared(&films);
-        }
+        // Prepared frames stay aside: they may be of another size than this model's, and would then be resized twice.
+        let dataset = Dataset::open(folder)?;
         let index = args.scenes.episode.unwrap_or(dataset.episodes().first().map_or(0, |first| first.index));
         let episode = dataset.episode(index)?;
         let (start, len) = (episode.frames.start, episode.frames.len());
