@@ -2,6 +2,7 @@
 //!
 //! The rooms, in reading order:
 //! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
+//! - `chance`: every random value of the tool, a function of a seed, a name, a row and an index.
 //! - [`policy`]: robot data ⇄ model data, each step with its way back. No Burn.
 //! - `data`: LeRobot datasets as records that `policy` reads. No Burn.
 //! - `kernels`: the operations that Burn's CPU backend is too slow at. Every path through them gives the
@@ -11,11 +12,14 @@
 //!   refused is refused.
 //! - `sample`: from an observation to actions, by Euler steps or token by token.
 //! - `device`: the one place that names a backend or decides a dtype.
+//! - `train`: fine-tuning: the loss as openpi has it, the step as optax makes it, runs that go on where they stopped.
 //! - `verify`: the proof: the model run on recorded inputs, every intermediate compared with what JAX recorded.
 //! - [`config`]: `configs/*.toml` as settings: models, robots, presets.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
 
 pub mod cache;
+#[cfg(feature = "robot")]
+pub mod chance;
 pub mod cli;
 pub mod config;
 #[cfg(feature = "robot")]
@@ -29,6 +33,8 @@ pub mod model;
 pub mod policy;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "robot")]
+pub mod train;
 #[cfg(feature = "model")]
 pub mod verify;
 pub mod weights;

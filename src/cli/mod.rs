@@ -6,8 +6,6 @@
 #[cfg(feature = "robot")]
 #[cfg_attr(not(feature = "model"), allow(dead_code))]
 pub mod array;
-#[cfg(feature = "model")]
-mod chance;
 #[cfg(feature = "robot")]
 pub mod chunks;
 pub mod convert;

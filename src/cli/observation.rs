@@ -28,7 +28,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 pub use fit::{Error, Fault};
 
 use super::array;
-use super::chance::Stream;
+use crate::chance::Stream;
 use crate::model::observation::{Camera, Flags, Observation, Prompt};
 use crate::model::settings::{Head, Settings};
 use crate::policy::array::{Array, Values};

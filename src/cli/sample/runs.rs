@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::chunk::Chunk;
-use crate::cli::chance::Stream;
+use crate::chance::Stream;
 use crate::cli::observation::{Noise, Rows};
 use crate::model::fast::Next;
 use crate::model::{Padding, Pi, Taps};

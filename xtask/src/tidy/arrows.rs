@@ -4,6 +4,7 @@
 //! ocdbt ← orbax ← remap ← weights ←┐
 //!               model, kernels ←───┴── sample ←─┬── verify ←─┐
 //!               policy (no Burn) ← data ←───────┴── train, serve ←─ cli ← main
+//! chance: a leaf, used by weights, data, train and cli
 //! config, device: read by cli only, handed down as values
 //! ```
 //!
@@ -19,16 +20,17 @@ struct Room {
     uses: &'static [&'static str],
 }
 
-const ROOMS: [Room; 16] = [
+const ROOMS: [Room; 17] = [
     Room { name: "ocdbt", uses: &[] },
     Room { name: "orbax", uses: &["ocdbt"] },
     Room { name: "remap", uses: &["orbax"] },
     Room { name: "kernels", uses: &[] },
     Room { name: "model", uses: &["kernels"] },
+    Room { name: "chance", uses: &[] },
     Room { name: "policy", uses: &[] },
-    Room { name: "weights", uses: &["remap", "model", "policy"] },
+    Room { name: "weights", uses: &["remap", "model", "policy", "chance"] },
     Room { name: "sample", uses: &["weights", "model"] },
-    Room { name: "data", uses: &["policy"] },
+    Room { name: "data", uses: &["policy", "chance"] },
     Room { name: "verify", uses: &["sample", "data"] },
     Room { name: "train", uses: &["sample", "data"] },
     Room { name: "serve", uses: &["sample", "data"] },

@@ -18,36 +18,36 @@ const FNV_PRIME: u64 = 0x0000_0100_0000_01B3;
 
 /// The random values of one name and row, in order.
 #[derive(Debug, Clone)]
-pub(super) struct Stream {
+pub struct Stream {
     state: u64,
 }
 
 impl Stream {
     /// From the beginning.
-    pub(super) fn new(seed: u64, name: &str, row: usize) -> Self {
+    pub fn new(seed: u64, name: &str, row: usize) -> Self {
         let hash = name.bytes().fold(FNV_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME));
         let key = mix(mix(seed.wrapping_add(INCREMENT)).wrapping_add(hash));
         Stream { state: mix(key.wrapping_add(INCREMENT.wrapping_mul(row as u64 + 1))) }
     }
 
     /// 64 bits.
-    pub(super) fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(INCREMENT);
         mix(self.state)
     }
 
     /// In [0, 1), 53 bits.
-    pub(super) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (-53f64).exp2()
     }
 
     /// Below `n`.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
     }
 
     /// Normal values: mean 0, deviation 1, by Box and Muller in f64, each rounded once.
-    pub(super) fn normals(&mut self, count: usize) -> Vec<f32> {
+    pub fn normals(&mut self, count: usize) -> Vec<f32> {
         let mut values = Vec::with_capacity(count + 1);
         while values.len() < count {
             let radius = (-2.0 * libm::log(1.0 - self.unit())).sqrt();
