@@ -59,16 +59,30 @@ impl Pi {
     /// The prompt has no `token_loss_mask`.
     pub fn compute_token_loss(&self, observation: &Observation, taps: &mut Taps<'_>) -> Tensor<1> {
         let inputs = self.embed_inputs(observation, Padding::Keep, taps);
-        let mask = Mask::blocks(&inputs.mask, &inputs.ar);
-        taps.note_host("attn_mask", || mask.data());
         let [b, s, w] = inputs.tokens.dims();
-        let at = self.attend_fast(&Positions::counting(b, s - 1), &mask.first(s - 1), 0);
+        let at = self.attend_to_all_but_last(&inputs, taps);
         let read = self.read(inputs.tokens.slice([0..b, 0..s - 1, 0..w]), &at, None);
         note_read("train", &read, taps);
         taps.note_host("train/kv_idx", || counts(&read.cache, &vec![s - 1; b]));
-        let out = outputs(&read);
+        self.cross_entropy(outputs(&read), observation, taps)
+    }
+
+    /// Where inputs stand in training: every token but the last is read, positions count through padding.
+    pub(crate) fn attend_to_all_but_last(&self, inputs: &Prefix, taps: &mut Taps<'_>) -> Attend {
+        let mask = Mask::blocks(&inputs.mask, &inputs.ar);
+        taps.note_host("attn_mask", || mask.data());
+        let [b, s, _] = inputs.tokens.dims();
+        self.attend_fast(&Positions::counting(b, s - 1), &mask.first(s - 1), 0)
+    }
+
+    /// Of the model's output `[B, S - 1, W]` after its last norm: how well each row told its next tokens, `[B]`, f32.
+    ///
+    /// # Panics
+    /// The prompt has no `token_loss_mask`.
+    pub(crate) fn cross_entropy(&self, out: Tensor<3>, observation: &Observation, taps: &mut Taps<'_>) -> Tensor<1> {
+        let [b, read, _] = out.dims();
         let [_, t] = observation.prompt.tokens.dims();
-        let logits = self.llm.embed.decode(out.narrow(1, s - t, t - 1));
+        let logits = self.llm.embed.decode(out.narrow(1, read + 1 - t, t - 1));
         taps.note(format_args!("train/logits"), &logits);
         let targets = observation.prompt.tokens.clone().narrow(1, 1, t - 1).unsqueeze_dim::<3>(2);
         let picked = log_softmax_of(logits, targets);

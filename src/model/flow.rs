@@ -75,7 +75,14 @@ impl Pi {
     /// What the model makes of `times`, one row each.
     pub fn condition(&self, times: &[f32], taps: &mut Taps<'_>) -> Condition {
         let width = self.settings().experts[1].width;
-        let embedding = posemb_sincos(times, width, &self.device());
+        let condition = self.condition_unmodulated(posemb_sincos(times, width, &self.device()), taps);
+        let adarms_cond = condition.adarms_cond.clone();
+        let modulations = adarms_cond.and_then(|x| self.llm.modulate(1, x, self.activations()));
+        Condition { modulations, ..condition }
+    }
+
+    /// The same of embedded times `[times, W]`, but for what it makes of the norms.
+    pub(crate) fn condition_unmodulated(&self, embedding: Tensor<2>, taps: &mut Taps<'_>) -> Condition {
         taps.note(format_args!("posemb_sincos"), &embedding);
         let adarms_cond = self.time_mlp_in.as_ref().map(|mlp_in| {
             let x = activation::silu(mlp_in.promoted(embedding.clone()));
@@ -84,8 +91,7 @@ impl Pi {
         if let Some(x) = &adarms_cond {
             taps.note(format_args!("embed_suffix/adarms_cond"), x);
         }
-        let modulations = adarms_cond.clone().and_then(|x| self.llm.modulate(1, x, self.activations()));
-        Condition { embedding, adarms_cond, modulations }
+        Condition { embedding, adarms_cond, modulations: None }
     }
 
     /// State `[B, A]` and noisy actions `x_t [B, horizon, A]` as tokens. `condition` has a row for each of B, or one.
@@ -129,23 +135,14 @@ impl Pi {
         time: &[f32],
         taps: &mut Taps<'_>,
     ) -> Tensor<2> {
-        let device = self.device();
-        let [b, horizon, _] = actions.dims();
-        let t = TensorData::new(time.to_vec(), [b, 1, 1]);
-        let t = Tensor::<3>::from_data(t, (&device, DType::F32));
-        let x_t = t.clone() * noise.clone() + (t.neg() + 1.0) * actions.clone();
-        let u_t = noise - actions;
+        let horizon = actions.dims()[1];
+        let (x_t, u_t) = interpolate(actions, noise, time);
         taps.note(format_args!("loss/x_t"), &x_t);
         taps.note(format_args!("loss/u_t"), &u_t);
         let prefix = self.embed_prefix(observation, Padding::Keep, taps);
         let condition = self.condition(time, taps);
         let suffix = self.embed_suffix(&observation.state, x_t, &condition, taps);
-        let valid = Flags::beside(&[&prefix.mask, &suffix.mask]);
-        let mask = Mask::blocks(&valid, &Flags::beside(&[&prefix.ar, &suffix.ar]));
-        let positions = Positions::counted(&valid, |_| 0);
-        taps.note_host("full/attn_mask", || mask.data());
-        taps.note_host("full/positions", || positions.data());
-        let at = self.attend(&positions, &mask);
+        let at = self.attend_jointly(&prefix, &suffix, taps);
         let xs = vec![Some(prefix.tokens), Some(suffix.tokens.cast(self.activations()))];
         let modulations = [None, condition.modulations.as_ref()];
         let read = self.llm.forward(xs, &at, &modulations, None, Depth::Whole);
@@ -159,6 +156,16 @@ impl Pi {
         let loss = (v_t.cast(DType::F32) - u_t).square().mean_dim(2).squeeze_dim::<2>(2);
         taps.note(format_args!("loss/chunked"), &loss);
         loss
+    }
+
+    /// Where prefix and suffix stand when both are read at once, as in training.
+    pub(crate) fn attend_jointly(&self, prefix: &Prefix, suffix: &Suffix, taps: &mut Taps<'_>) -> Attend {
+        let valid = Flags::beside(&[&prefix.mask, &suffix.mask]);
+        let mask = Mask::blocks(&valid, &Flags::beside(&[&prefix.ar, &suffix.ar]));
+        let positions = Positions::counted(&valid, |_| 0);
+        taps.note_host("full/attn_mask", || mask.data());
+        taps.note_host("full/positions", || positions.data());
+        self.attend(&positions, &mask)
     }
 
     /// Reads a prefix once, for all steps. With taps on, the last layer runs to its end so that its output is there.
@@ -201,7 +208,8 @@ impl Pi {
         self.velocity(&read.outputs, horizon)
     }
 
-    fn velocity(&self, outputs: &[Option<Tensor<3>>], horizon: usize) -> Tensor<3> {
+    /// The last `horizon` tokens of the action expert's output as velocities, `[B, horizon, A]`.
+    pub(crate) fn velocity(&self, outputs: &[Option<Tensor<3>>], horizon: usize) -> Tensor<3> {
         let out = outputs[1].clone().expect("the action expert ran");
         let first = out.dims()[1] - horizon;
         need(&self.action_out_proj).promoted(out.narrow(1, first, horizon))
@@ -216,6 +224,14 @@ impl Pi {
             unused_keys: 0,
         }
     }
+}
+
+/// Where the flow is at `time`, and which way it goes: `x_t` and `u_t`, `[B, horizon, A]`, f32.
+pub(crate) fn interpolate(actions: Tensor<3>, noise: Tensor<3>, time: &[f32]) -> (Tensor<3>, Tensor<3>) {
+    let t = TensorData::new(time.to_vec(), [time.len(), 1, 1]);
+    let t = Tensor::<3>::from_data(t, (&actions.device(), DType::F32));
+    let x_t = t.clone() * noise.clone() + (t.neg() + 1.0) * actions.clone();
+    (x_t, noise - actions)
 }
 
 fn note_cache(at: &str, cache: &Cache, taps: &mut Taps<'_>) {

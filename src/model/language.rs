@@ -132,10 +132,7 @@ impl Language {
     pub fn modulate(&self, e: usize, condition: Tensor<2>, dtype: DType) -> Option<Modulations> {
         let condition = condition.cast(dtype);
         let last = self.norms[e].modulate(&condition)?;
-        let layers = self.blocks.iter().map(|block| {
-            let x = &block.experts[e];
-            Some([x.norm1.modulate(&condition)?, x.norm2.modulate(&condition)?])
-        });
+        let layers = self.blocks.iter().map(|block| block.modulate(e, &condition));
         Some(Modulations { layers: layers.collect::<Option<_>>()?, last })
     }
 
@@ -225,11 +222,17 @@ impl Expert {
 }
 
 /// Residual streams of the experts.
-type Streams = Vec<Option<Tensor<3>>>;
+pub(crate) type Streams = Vec<Option<Tensor<3>>>;
 
 impl Block {
+    /// What `condition [B, W]`, in the activations' dtype, makes of this layer's norms of expert `e`.
+    pub(crate) fn modulate(&self, e: usize, condition: &Tensor<2>) -> Option<[Modulation; 2]> {
+        let x = &self.experts[e];
+        Some([x.norm1.modulate(condition)?, x.norm2.modulate(condition)?])
+    }
+
     /// One layer. Also gives its keys and values, cached ones first.
-    fn forward<'m>(
+    pub(crate) fn forward<'m>(
         &self,
         xs: Streams,
         at: &Attend,

@@ -130,36 +130,82 @@ impl Pi {
 
     /// Images in their order, then the prompt.
     pub(super) fn embed(&self, observation: &Observation, padding: Padding, taps: &mut Taps<'_>) -> Prefix {
-        let (b, keep) = (observation.batch(), |seen: bool| seen || padding == Padding::Keep);
-        let cameras: Vec<_> = observation.cameras.iter().filter(|c| keep(c.mask.contains(&true))).collect();
-        let (mut tokens, mut masks) = (vec![], vec![]);
-        if !cameras.is_empty() {
+        let layout = Layout::of(observation, padding);
+        let images = layout.images(observation).map(|images| {
             // All images are one batch.
-            let images = Tensor::cat(cameras.iter().map(|c| c.image.clone()).collect(), 0);
-            taps.share(cameras.iter().map(|c| format!("siglip/{}/", c.name)).collect());
-            let all = self.img.forward(images, self.activations, taps);
+            taps.share(layout.cameras.iter().map(|c| format!("siglip/{}/", observation.cameras[*c].name)).collect());
+            let tokens = self.img.forward(images, self.activations, taps);
             taps.share(vec![]);
-            for (i, camera) in cameras.iter().enumerate() {
-                let image = all.clone().narrow(0, i * b, b);
-                masks.push(Flags::build(b, image.dims()[1], |row, _| camera.mask[row]));
-                tokens.push(image);
-            }
+            tokens
+        });
+        let words = layout.words(observation).map(|words| self.llm.embed.encode(words, self.activations));
+        layout.join(observation, images, words)
+    }
+}
+
+/// What of an observation is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// Cameras, by their place in the observation.
+    cameras: Vec<usize>,
+    /// Columns of the prompt.
+    columns: Vec<usize>,
+}
+
+impl Layout {
+    /// All of it, or only what somebody may see.
+    pub(crate) fn of(observation: &Observation, padding: Padding) -> Self {
+        let (b, prompt) = (observation.batch(), &observation.prompt);
+        let keep = |seen: bool| seen || padding == Padding::Keep;
+        let camera = |c: &usize| keep(observation.cameras[*c].mask.contains(&true));
+        let column = |col: &usize| keep((0..b).any(|row| prompt.mask.get(row, *col)));
+        Layout {
+            cameras: (0..observation.cameras.len()).filter(camera).collect(),
+            columns: (0..prompt.mask.cols).filter(column).collect(),
         }
+    }
+
+    /// All images as one batch, camera by camera: `[cameras B, side, side, 3]`.
+    pub(crate) fn images(&self, observation: &Observation) -> Option<Tensor<4>> {
+        let images: Vec<_> = self.cameras.iter().map(|c| observation.cameras[*c].image.clone()).collect();
+        (!images.is_empty()).then(|| Tensor::cat(images, 0))
+    }
+
+    /// Tokens of the prompt, `[B, T]`.
+    pub(crate) fn words(&self, observation: &Observation) -> Option<Tensor<2, burn::tensor::Int>> {
         let prompt = &observation.prompt;
-        let seen = |col: &usize| keep((0..b).any(|row| prompt.mask.get(row, *col)));
-        let columns: Vec<usize> = (0..prompt.mask.cols).filter(seen).collect();
-        let images: usize = masks.iter().map(|m| m.cols).sum();
-        if !columns.is_empty() {
-            let all = columns.len() == prompt.mask.cols;
-            let words = if all { prompt.tokens.clone() } else { pick(&prompt.tokens, &columns) };
-            tokens.push(self.llm.embed.encode(words, self.activations));
+        if self.columns.is_empty() {
+            return None;
         }
-        masks.push(prompt.mask.columns(&columns));
-        let ar = prompt.ar.as_ref().map_or(Flags::all(b, columns.len(), false), |ar| ar.columns(&columns));
+        let all = self.columns.len() == prompt.mask.cols;
+        Some(if all { prompt.tokens.clone() } else { pick(&prompt.tokens, &self.columns) })
+    }
+
+    /// Embedded images `[cameras B, S, W]` and words `[B, T, W]` as one sequence.
+    pub(crate) fn join(
+        &self,
+        observation: &Observation,
+        images: Option<Tensor<3>>,
+        words: Option<Tensor<3>>,
+    ) -> Prefix {
+        let b = observation.batch();
+        let (mut tokens, mut masks) = (vec![], vec![]);
+        for (i, camera) in self.cameras.iter().enumerate() {
+            let Some(all) = &images else { continue };
+            let image = all.clone().narrow(0, i * b, b);
+            let mask = &observation.cameras[*camera].mask;
+            masks.push(Flags::build(b, image.dims()[1], |row, _| mask[row]));
+            tokens.push(image);
+        }
+        let seen: usize = masks.iter().map(|m| m.cols).sum();
+        tokens.extend(words);
+        let prompt = &observation.prompt;
+        masks.push(prompt.mask.columns(&self.columns));
+        let ar = prompt.ar.as_ref().map_or(Flags::all(b, self.columns.len(), false), |ar| ar.columns(&self.columns));
         Prefix {
             tokens: Tensor::cat(tokens, 1),
             mask: Flags::beside(&masks.iter().collect::<Vec<_>>()),
-            ar: Flags::beside(&[&Flags::all(b, images, false), &ar]),
+            ar: Flags::beside(&[&Flags::all(b, seen, false), &ar]),
         }
     }
 }

@@ -94,15 +94,26 @@ impl Vision {
 
     /// `image [B, P side, P side, 3]` in f32 to `[B, S, W]` in `dtype`.
     pub fn forward(&self, image: Tensor<4>, dtype: DType, taps: &mut Taps<'_>) -> Tensor<3> {
+        let mut x = self.begin(image, dtype, taps);
+        for (l, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, l, taps);
+        }
+        self.finish(x, taps)
+    }
+
+    /// What comes before the blocks: patches and positions, `[B, S, D]` in `dtype`.
+    pub(crate) fn begin(&self, image: Tensor<4>, dtype: DType, taps: &mut Taps<'_>) -> Tensor<3> {
         let stem = self.patch.forward(image);
         taps.note(format_args!("stem"), &stem);
         let [b, rows, cols, d] = stem.dims();
         let x = stem.reshape([b, rows * cols, d]) + self.pos.val().cast(DType::F32).unsqueeze();
         taps.note(format_args!("with_posemb"), &x);
-        let mut x = x.cast(dtype);
-        for (l, block) in self.blocks.iter().enumerate() {
-            x = block.forward(x, l, taps);
-        }
+        x.cast(dtype)
+    }
+
+    /// What comes after them: the last norm and the head, `[B, S, W]` in the dtype of `x`.
+    pub(crate) fn finish(&self, x: Tensor<3>, taps: &mut Taps<'_>) -> Tensor<3> {
+        let dtype = x.dtype();
         let x = self.norm.forward(x, dtype);
         taps.note(format_args!("encoded"), &x);
         let x = self.head.forward(x);
@@ -139,7 +150,8 @@ impl Patch {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, l: usize, taps: &mut Taps<'_>) -> Tensor<3> {
+    /// One layer, the `l`th: `x [B, S, D]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<3>, l: usize, taps: &mut Taps<'_>) -> Tensor<3> {
         let dtype = x.dtype();
         let y = self.attn.forward(self.norm1.forward(x.clone(), dtype));
         taps.note(format_args!("block{l:02}/sa"), &y);

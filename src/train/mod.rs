@@ -2,3 +2,13 @@
 //!
 //! Invariants: a run is a function of its configuration, its data and its seed: chance comes from (seed, step) alone, so
 //! that a run that was stopped ends with the same bytes as one that was not; what is frozen has no gradient and no state.
+
+#[cfg(feature = "model")]
+pub mod backward;
+#[cfg(feature = "model")]
+pub mod leaves;
+#[cfg(feature = "model")]
+pub mod optimizer;
+pub mod settings;
+#[cfg(feature = "model")]
+pub mod state;
