@@ -76,7 +76,7 @@ pub enum LoaderError {
         /// The step whose batch it belongs to.
         step: u64,
         /// Why.
-        source: ExampleError,
+        source: Box<ExampleError>,
     },
     /// It has failed before.
     #[error("the loader has failed before; begin another at step {step}")]
@@ -273,7 +273,7 @@ impl Loader {
                     self.close();
                     let examples = &self.sources[place.dataset].examples;
                     let (dataset, which) = (examples.name().to_owned(), examples.which(place.frame));
-                    return Err(LoaderError::Example { dataset, which, place, step, source });
+                    return Err(LoaderError::Example { dataset, which, place, step, source: Box::new(source) });
                 }
             }
             batch.indices.push((place.dataset, place.frame));
