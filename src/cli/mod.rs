@@ -42,6 +42,8 @@ mod statistics;
 pub mod tokenizer;
 #[cfg(feature = "robot")]
 mod tokenizing;
+#[cfg(feature = "robot")]
+pub mod training_data;
 #[cfg(feature = "model")]
 pub mod verify;
 

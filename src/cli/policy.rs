@@ -156,13 +156,7 @@ impl Policy {
 
     /// Cameras in the order in which the model reads them.
     pub fn slots(&self) -> Result<Vec<String>> {
-        let slots = self.data.robot.layout(&self.data.layout)?;
-        let mut names: Vec<String> = slots.iter().map(|slot| slot.slot.clone()).collect();
-        // openpi reads pi0-FAST's pictures in the order of a dictionary that JAX has sorted.
-        if self.preset.model.model == Kind::Pi0Fast {
-            names.sort();
-        }
-        Ok(names)
+        self.preset.slots()
     }
 
     /// A chunk as the model gave it → the robot's actions, `[H][D]`. `state` is the model's.

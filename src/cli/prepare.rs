@@ -95,7 +95,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
 }
 
 /// What is done to pictures; films that were made otherwise are made anew.
-const HOW: &str = "Pillow bilinear, padded";
+pub(super) const HOW: &str = "Pillow bilinear, padded";
 
 /// A picture at the size asked for, as a policy resizes it.
 fn resized(picture: &[u8], (h, w): (usize, usize), pixels: usize) -> Result<Vec<u8>, String> {

@@ -307,6 +307,25 @@ fn data(robot: Robot, document: &DataDocument) -> Result<Data> {
 }
 
 impl Train {
+    /// Names of the model's pictures, in the order in which it reads them.
+    ///
+    /// # Errors
+    /// The robot has no such layout.
+    pub fn slots(&self) -> Result<Vec<String>> {
+        let fast = self.model.model == Kind::Pi0Fast;
+        let mut names: Vec<String> = match &self.data {
+            Some(data) => data.robot.layout(&data.layout)?.iter().map(|slot| slot.slot.clone()).collect(),
+            // Made-up data have what openpi's `inputs_spec` of the model has.
+            None if fast => ["base_0_rgb", "base_1_rgb", "wrist_0_rgb"].map(str::to_owned).to_vec(),
+            None => ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"].map(str::to_owned).to_vec(),
+        };
+        // openpi reads pi0-FAST's pictures in the order of a dictionary that JAX has sorted.
+        if fast {
+            names.sort();
+        }
+        Ok(names)
+    }
+
     /// A, to which state and actions are padded; pi0-FAST reads both as text and pads neither.
     pub fn padded_to(&self) -> Option<usize> {
         (self.model.model != Kind::Pi0Fast).then(|| usize::try_from(self.model.action_dim).unwrap_or(usize::MAX))

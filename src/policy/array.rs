@@ -56,6 +56,16 @@ impl Values {
         }
     }
 
+    /// How many bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.len()
+            * match self {
+                Values::U8(_) | Values::Bool(_) => 1,
+                Values::I32(_) | Values::F32(_) => 4,
+                Values::I64(_) | Values::F64(_) => 8,
+            }
+    }
+
     /// Are there none?
     pub fn is_empty(&self) -> bool {
         self.len() == 0

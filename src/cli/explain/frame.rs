@@ -6,21 +6,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::cli::motion::demand;
+use crate::cli::training_data::fits;
 use crate::config::train::Train;
-use crate::data::lerobot::{Dataset, Deltas};
+use crate::data::lerobot::Dataset;
+use crate::data::loader::frames::chunks;
 use crate::policy::array::{Array, Values};
-use crate::policy::chain::Data;
 use crate::policy::image::CHANNELS;
 use crate::policy::record::{Record, Value};
-
-/// Where LeRobot leaves a frame's sentence.
-const TASK: &str = "task";
-/// Where openpi leaves it.
-const PROMPT: &str = "prompt";
 
 /// Which frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,7 +46,6 @@ pub(super) fn read(folder: &Path, episode: Option<u64>, frame: usize, preset: &T
     let data = data.with_context(|| format!("{}: its data are made up, so it reads no dataset", preset.name))?;
     let dataset = Dataset::open(folder)?;
     let shown = || folder.display().to_string();
-    let chunks = &preset.source.action_sequence_keys;
     fits(&dataset, preset, data).with_context(shown)?;
     let first = dataset.episodes().first().map_or(0, |first| first.index);
     let episode = dataset.episode(episode.unwrap_or(first)).with_context(|| format!("--episode: {}", shown()))?;
@@ -63,9 +57,7 @@ pub(super) fn read(folder: &Path, episode: Option<u64>, frame: usize, preset: &T
         episode.len(),
         episode.len().saturating_sub(1)
     );
-    let fps = dataset.info().fps;
-    let moments: Vec<f64> = (0..preset.model.action_horizon).map(|t| t as f64 / fps).collect();
-    let deltas: Deltas = chunks.iter().map(|key| (key.clone(), moments.clone())).collect();
+    let deltas = chunks(&dataset, &preset.source.action_sequence_keys, preset.model.action_horizon as usize);
     let mut record = dataset.frame_with(episode.frames.start + frame, &deltas).with_context(shown)?;
     for key in dataset.cameras() {
         if let Some(Value::Array(picture)) = record.values.get_mut(key) {
@@ -74,29 +66,6 @@ pub(super) fn read(folder: &Path, episode: Option<u64>, frame: usize, preset: &T
     }
     let which = Frame { dataset: shown(), episode: episode.index, frame, of: episode.len() };
     Ok(Seen { which, record, tasks: dataset.tasks().clone() })
-}
-
-/// Has the dataset all that the preset reads?
-fn fits(dataset: &Dataset, preset: &Train, data: &Data) -> Result<()> {
-    let chunks = &preset.source.action_sequence_keys;
-    for key in chunks {
-        demand(dataset, preset, key, "chunks of actions")?;
-    }
-    let made = |key: &str| {
-        let padding = key.strip_suffix("_is_pad").is_some_and(|key| chunks.iter().any(|chunk| chunk == key));
-        key == TASK || padding || key == PROMPT && data.prompt_from_task
-    };
-    for (new, old) in data.repack.iter().flatten().filter(|(_, old)| !made(old)) {
-        if old == PROMPT && !dataset.info().features.contains_key(old) {
-            bail!(
-                "{old}: {} reads its {new} here, and the dataset has no such feature; prompt_from_task = true in a preset \
-                 of your own takes the dataset's tasks for it, a [data.repack] without it leaves the words to default_prompt",
-                preset.name
-            );
-        }
-        demand(dataset, preset, old, new)?;
-    }
-    Ok(())
 }
 
 /// Bytes `[h, w, C]` as LeRobot's floats `[C, h, w]` of [0, 1].

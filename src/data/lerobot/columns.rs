@@ -89,7 +89,7 @@ impl Dataset {
             .par_iter()
             .map(|episodes| {
                 let (Some(first), Some(last)) = (episodes.first(), episodes.last()) else { return Ok(vec![]) };
-                let table = Arc::new(self.table(&first.table)?);
+                let table = self.table(&first.table)?;
                 let mut runs: Vec<Run> = vec![];
                 for rows in table.split(first.first_row..last.first_row + last.len()) {
                     match runs.last_mut().filter(|run| run.count < MIN_ROWS) {
@@ -107,7 +107,11 @@ impl Dataset {
     }
 
     /// Opens a table and holds its rows against the episodes that lie in it.
-    pub(super) fn table(&self, path: &Path) -> Result<Table, DataError> {
+    pub(super) fn table(&self, path: &Path) -> Result<Arc<Table>, DataError> {
+        self.tables.get_or(&path.to_owned(), || self.open_table(path), Table::bytes)
+    }
+
+    fn open_table(&self, path: &Path) -> Result<Table, DataError> {
         let table = Table::open(path)?;
         let expected = self.rows_of.get(path).copied().unwrap_or_default();
         if table.rows() != expected {

@@ -29,7 +29,6 @@ const MAX_HORIZON: usize = 100_000;
 /// All rows of one episode but for its pictures.
 #[derive(Debug)]
 pub(super) struct Rows {
-    episode: u64,
     columns: BTreeMap<String, Column>,
     first_row: usize,
 }
@@ -175,15 +174,9 @@ impl Dataset {
         }
     }
 
-    /// Reads an episode's rows, or finds that they are the ones read last.
+    /// Reads an episode's rows, or finds that they were read.
     fn rows(&self, episode: &Episode) -> Result<Arc<Rows>, DataError> {
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(rows) = last.as_ref().filter(|rows| rows.episode == episode.index) {
-            return Ok(rows.clone());
-        }
-        let rows = Arc::new(self.read_rows(episode)?);
-        *last = Some(rows.clone());
-        Ok(rows)
+        self.rows.get_or(&episode.index, || self.read_rows(episode), Rows::bytes)
     }
 
     fn read_rows(&self, episode: &Episode) -> Result<Rows, DataError> {
@@ -210,7 +203,7 @@ impl Dataset {
             };
             columns.insert(key.clone(), column);
         }
-        let rows = Rows { episode: episode.index, columns, first_row: episode.first_row };
+        let rows = Rows { columns, first_row: episode.first_row };
         rows.belong_to(episode)?;
         Ok(rows)
     }
@@ -293,6 +286,15 @@ impl Dataset {
 }
 
 impl Rows {
+    /// What they take of memory, but for small change.
+    fn bytes(&self) -> usize {
+        let column = |column: &Column| match column {
+            Column::Numbers { values, .. } => values.bytes(),
+            Column::Texts(texts) => texts.iter().map(|text| size_of::<String>() + text.len()).sum(),
+        };
+        self.columns.values().map(column).sum()
+    }
+
     /// Do the rows say that they are this episode's, frame after frame?
     fn belong_to(&self, episode: &Episode) -> Result<(), DataError> {
         let told = |key: &str| match self.columns.get(key) {

@@ -4,6 +4,7 @@
 //! - [`error`]: what can be wrong.
 //! - [`info`]: `meta/info.json`: version, features, templates of paths.
 //! - [`meta`]: episodes and tasks, from JSON lines or from parquet.
+//! - `shelf`: what was read and may be asked for again.
 //! - `table`: one parquet file, column by column, without arrow.
 //! - [`columns`]: whole columns of all frames, in parallel.
 //! - [`frames`]: frames as records, action chunks, pictures.
@@ -21,11 +22,12 @@ pub mod frames;
 pub mod info;
 pub mod meta;
 pub mod prepared;
+mod shelf;
 mod table;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 
 pub use columns::Columns;
 pub use error::DataError;
@@ -35,6 +37,12 @@ pub use meta::Episode;
 
 use super::video::Ffmpeg;
 use crate::policy::record::nearest;
+use shelf::Shelf;
+
+/// Rows that are kept: of two million frames of a robot with two arms.
+const MAX_ROWS_BYTES: usize = 512 << 20;
+/// Footers that are kept.
+const MAX_FOOTERS_BYTES: usize = 64 << 20;
 
 /// A dataset whose `meta/` was read.
 #[derive(Debug)]
@@ -46,8 +54,10 @@ pub struct Dataset {
     rows_of: BTreeMap<PathBuf, usize>,
     /// Where prepared frames are looked for.
     prepared: Option<PathBuf>,
-    /// The episode that was read last: frames are mostly asked for one after the other.
-    last: Mutex<Option<Arc<frames::Rows>>>,
+    /// Rows of episodes that were asked for last, by `episode_index`: for frames one after the other, and in any order.
+    rows: Shelf<u64, frames::Rows>,
+    /// Footers of tables.
+    tables: Shelf<PathBuf, table::Table>,
     /// Looked for when a video is first needed.
     ffmpeg: OnceLock<Ffmpeg>,
 }
@@ -60,8 +70,9 @@ impl Dataset {
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let info = Info::read(dir)?;
         let (episodes, tasks, rows_of) = meta::read(dir, &info)?;
-        let (dir, prepared) = (dir.to_owned(), None);
-        Ok(Dataset { dir, info, episodes, tasks, rows_of, prepared, last: Mutex::default(), ffmpeg: OnceLock::new() })
+        let (dir, prepared, ffmpeg) = (dir.to_owned(), None, OnceLock::new());
+        let (rows, tables) = (Shelf::new(MAX_ROWS_BYTES), Shelf::new(MAX_FOOTERS_BYTES));
+        Ok(Dataset { dir, info, episodes, tasks, rows_of, prepared, rows, tables, ffmpeg })
     }
 
     /// Its folder.

@@ -71,6 +71,15 @@ pub struct Done {
     pub bytes: u64,
 }
 
+/// How much of a dataset is prepared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Films that are there.
+    pub films: usize,
+    /// Episodes times cameras.
+    pub of: usize,
+}
+
 impl Dataset {
     /// Takes pictures from the films of this folder where there are some, in place of videos and tables.
     #[must_use]
@@ -82,6 +91,30 @@ impl Dataset {
     /// The folder of films beside the dataset, if somebody prepared one.
     pub fn prepared_beside(dir: &Path) -> Option<PathBuf> {
         Some(dir.join(DEFAULT_DIR)).filter(|films| films.is_dir())
+    }
+
+    /// Looks at every film: is it of this state of the dataset, `size` pixels high and wide, and made by `how`?
+    ///
+    /// # Errors
+    /// The first that is not, and what to do.
+    pub fn look_at_prepared(&self, size: usize, how: &str) -> Result<Coverage, DataError> {
+        let mut found = Coverage::default();
+        for key in self.cameras() {
+            for episode in &self.episodes {
+                found.of += 1;
+                let Some(Film { header, path, .. }) = self.cached(key, episode)? else { continue };
+                found.films += 1;
+                if (header.height, header.width, header.resized.as_str()) != (size, size, how) {
+                    let what = format!(
+                        "expected pictures of {size}x{size} ({how}), as the model takes them, found {}x{} ({}); \
+                         `pi0 prepare --size {size}` makes them anew",
+                        header.width, header.height, header.resized
+                    );
+                    return Err(DataError::Film { file: path, what });
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The film of an episode, if pictures are taken from films and it has one.

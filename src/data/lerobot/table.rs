@@ -108,6 +108,11 @@ impl Table {
         &self.path
     }
 
+    /// What the footer takes of memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.meta.memory_size()
+    }
+
     /// Rows in all.
     pub(super) fn rows(&self) -> usize {
         self.meta.file_metadata().num_rows() as usize
