@@ -109,7 +109,7 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
     }
     let from = opened.scheme(&map, request.choice.from.as_deref())?.clone();
     let to = target_scheme(&map, &request.to)?.clone();
-    let moments = matches!(request.choice.weights, super::open::Weights::Mu | super::open::Weights::Nu);
+    let moments = request.choice.weights.is_optimizer();
     let part = request.filter.is_some() || moments;
     let reading = Options { heads: heads.clone(), part, ..Options::default() };
     // Refused here, a hole is told of the whole checkpoint; a filter only narrows what is written.
@@ -218,9 +218,12 @@ pub fn convert(request: &Request, progress: &dyn Progress, stop: &AtomicBool) ->
         }
         Target::Step(path) => {
             let stage = Stage::open(path, request.overwrite)?;
-            let wrap = jax::Wrap { value: request.value, time_ns: request.time_ns, hashes: request.hashes };
+            let prefix = vec![jax::name("params")];
+            let branch = jax::Branch { mover: &mover, plan: &plan, prefix, value: request.value };
+            let item = jax::Item { branches: vec![branch], scalars: vec![], empty: vec![] };
+            let stamp = jax::Stamp { time_ns: request.time_ns, hashes: request.hashes };
             let hashes = watched(&mover, progress, "converting", || {
-                jax::write(&mover, &plan, &stage.path().join("params"), &wrap, request.threads)
+                jax::write(&item, &stage.path().join("params"), &stamp, request.threads)
             })?;
             let mut files = vec![path.join("params")];
             for (name, bytes) in &beside.files {
@@ -298,7 +301,7 @@ pub(super) fn watched<T>(
     })
 }
 
-fn put(stage: &Path, target: &Path, name: &Path, bytes: &[u8]) -> Result<PathBuf> {
+pub(super) fn put(stage: &Path, target: &Path, name: &Path, bytes: &[u8]) -> Result<PathBuf> {
     let path = stage.join(name);
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow};
-use orbax::{CheckpointWriter, Key, NewArray, WriteOptions};
+use orbax::{CheckpointWriter, Dtype, Key, NewArray, NewEmpty, WriteOptions};
 use remap::{Mover, Plan, Sink};
 use sha2::{Digest, Sha256};
 
@@ -23,11 +23,30 @@ const PIECE_BYTES: u64 = 4 << 20;
 /// Data files of a checkpoint. A constant: the bytes that are written depend on it, and not on the threads.
 const DATA_FILES: usize = 8;
 
-/// How the tree is wrapped and stamped.
-#[derive(Debug, Clone)]
-pub(super) struct Wrap {
+/// A part of an item's tree: the outputs of a plan, each under its own name below `prefix`.
+pub(super) struct Branch<'a> {
+    /// Moves the outputs. Made for one thread: outputs are what runs side by side here.
+    pub(super) mover: &'a Mover<'a>,
+    /// What it moves.
+    pub(super) plan: &'a Plan,
+    /// Where the branch grows: `params`, `opt_state/1/0/mu`.
+    pub(super) prefix: Vec<Key>,
     /// End every path in `value`, as NNX does.
     pub(super) value: bool,
+}
+
+/// An item: its branches, and what is no tensor of a model.
+pub(super) struct Item<'a> {
+    pub(super) branches: Vec<Branch<'a>>,
+    /// Arrays without axes: counters.
+    pub(super) scalars: Vec<(Vec<Key>, i32)>,
+    /// Nodes that hold nothing.
+    pub(super) empty: Vec<NewEmpty>,
+}
+
+/// How it is stamped.
+#[derive(Debug, Clone)]
+pub(super) struct Stamp {
     /// Commit time.
     pub(super) time_ns: u64,
     /// Hash every array?
@@ -91,44 +110,63 @@ impl Medium {
     }
 }
 
-/// Writes every output of `plan` into the item folder `dir`; gives hashes where they were asked for. The mover must
-/// have been made for one thread: the outputs are what runs side by side here.
-pub(super) fn write(
-    mover: &Mover<'_>,
-    plan: &Plan,
-    dir: &Path,
-    wrap: &Wrap,
-    threads: usize,
-) -> Result<Vec<Option<String>>> {
-    let path = |name: &str| {
-        let steps = ["params"].into_iter().chain(name.split('/')).chain(wrap.value.then_some("value"));
-        steps.map(|s| Key::Name(s.to_owned())).collect()
-    };
-    let arrays = plan.outputs.iter().map(|o| NewArray {
-        path: path(&o.tensor.name),
-        shape: o.tensor.shape.clone(),
-        dtype: o.tensor.dtype,
+impl Branch<'_> {
+    fn arrays(&self) -> impl Iterator<Item = NewArray> {
+        self.plan.outputs.iter().map(|o| {
+            let steps = o.tensor.name.split('/').chain(self.value.then_some("value")).map(name);
+            NewArray {
+                path: self.prefix.iter().cloned().chain(steps).collect(),
+                shape: o.tensor.shape.clone(),
+                dtype: o.tensor.dtype,
+                chunk_shape: None,
+            }
+        })
+    }
+}
+
+/// A step of a path that is a name.
+pub(super) fn name(name: &str) -> Key {
+    Key::Name(name.to_owned())
+}
+
+/// Writes `item` into the folder `dir`; gives the hashes of the branches' outputs where they were asked for.
+pub(super) fn write(item: &Item<'_>, dir: &Path, stamp: &Stamp, threads: usize) -> Result<Vec<Option<String>>> {
+    let mut arrays: Vec<NewArray> = item.branches.iter().flat_map(Branch::arrays).collect();
+    let scalar = |(path, _): &(Vec<Key>, i32)| NewArray {
+        path: path.clone(),
+        shape: vec![],
+        dtype: Dtype::I32,
         chunk_shape: None,
-    });
-    let options = WriteOptions { time_ns: wrap.time_ns, level: 1, data_files: DATA_FILES };
-    let writer = CheckpointWriter::create(dir, arrays.collect(), options)?;
+    };
+    arrays.extend(item.scalars.iter().map(scalar));
+    // Which branch, and which of its outputs.
+    let places: Vec<(usize, usize)> = item
+        .branches
+        .iter()
+        .enumerate()
+        .flat_map(|(b, branch)| (0..branch.plan.outputs.len()).map(move |output| (b, output)))
+        .collect();
+    let options = WriteOptions { time_ns: stamp.time_ns, level: 1, data_files: DATA_FILES };
+    let writer = CheckpointWriter::create_tree(dir, arrays, &item.empty, options)?;
     let folder = dir.parent().unwrap_or(Path::new("."));
     // In the order of the tree: what is finished before its turn in a data file has to wait in a spool.
-    let outputs = plan.outputs.len();
+    let outputs = places.len();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    let hashes = Mutex::new(vec![None; plan.outputs.len()]);
-    let one = |output: usize| -> Result<()> {
+    let hashes = Mutex::new(vec![None; outputs]);
+    let one = |array: usize| -> Result<()> {
+        let (branch, output) = places[array];
+        let Branch { mover, plan, .. } = &item.branches[branch];
         let tensor = &plan.outputs[output].tensor;
         let one = One { output, medium: Medium::new(folder, tensor.bytes())? };
         mover.run(&mover.units(|o| o == output), &one)?;
-        if wrap.hashes {
+        if stamp.hashes {
             let hash = hash(&one.medium, tensor.bytes())?;
-            hashes.lock().map_err(|_| anyhow!("a thread panicked"))?[output] = Some(hash);
+            hashes.lock().map_err(|_| anyhow!("a thread panicked"))?[array] = Some(hash);
         }
-        let chunk = writer.chunk_shape(output).to_vec();
+        let chunk = writer.chunk_shape(array).to_vec();
         let chunks: u64 = tensor.shape.iter().zip(&chunk).map(|(n, c)| n.div_ceil((*c).max(1))).product();
         for number in 0..chunks {
-            let mut to = writer.chunk(output, number)?;
+            let mut to = writer.chunk(array, number)?;
             copy_chunk(&one.medium, &tensor.shape, &chunk, number, tensor.dtype.size() as u64, &mut to)
                 .with_context(|| format!("{}: chunk {number}", tensor.name))?;
             to.finish()?;
@@ -155,6 +193,11 @@ pub(super) fn write(
     });
     if let Some(error) = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         return Err(error);
+    }
+    for (i, (_, number)) in item.scalars.iter().enumerate() {
+        let mut to = writer.chunk(outputs + i, 0)?;
+        to.write_all(&number.to_le_bytes())?;
+        to.finish()?;
     }
     writer.finish()?;
     hashes.into_inner().map_err(|_| anyhow!("a thread panicked"))

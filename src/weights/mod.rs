@@ -16,6 +16,7 @@ pub mod raw;
 pub mod report;
 mod scratch;
 pub mod stage;
+pub mod state;
 
 use std::io::Read;
 

@@ -11,6 +11,7 @@ use remap::{Map, Safetensors, Scheme, Tensor, is_safetensors};
 use serde::Serialize;
 
 use super::anatomy::Anatomy;
+use super::state::{Own, own_run, own_step};
 
 /// Which of a training step's trees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,6 +25,15 @@ pub enum Weights {
     Mu,
     /// Adam's second moment.
     Nu,
+    /// SGD's momentum.
+    Trace,
+}
+
+impl Weights {
+    /// Is it no weights at all, but what an optimizer remembers of those it trains?
+    pub fn is_optimizer(self) -> bool {
+        matches!(self, Weights::Mu | Weights::Nu | Weights::Trace)
+    }
 }
 
 /// What to take of what is there.
@@ -99,6 +109,9 @@ impl Opened {
             let npz = Npz::open(path).with_context(|| path.display().to_string())?;
             return Ok(Self::plain(path, "npz", Box::new(npz)));
         }
+        if let Some(step) = own_step(path) {
+            return Self::own(&step, choice, None);
+        }
         if is_safetensors(path) {
             if choice.item.is_some() || choice.weights != Weights::Ema {
                 bail!(
@@ -114,7 +127,47 @@ impl Opened {
             opened.assets = folder.map(|f| f.join("assets")).filter(|a| a.is_dir());
             return Ok(opened);
         }
-        Self::orbax(path, choice)
+        match own_run(path) {
+            Some((latest, step)) => Self::own(&step, choice, Some(latest)),
+            None => Self::orbax(path, choice),
+        }
+    }
+
+    /// A step's folder in our form.
+    fn own(step: &Path, choice: &Choice, latest: Option<String>) -> Result<Self> {
+        let own = Own::choose(step, choice)?;
+        let file = Safetensors::open(&own.file)?;
+        let metadata = file.metadata().clone();
+        let mut opened = Self::plain(&own.file, "safetensors", Box::new(file));
+        if choice.weights == Weights::Ema {
+            // What else belongs to these weights lies in their folder.
+            opened.path = step.join("params");
+        }
+        opened.taken = latest.into_iter().chain([own.taken]).collect::<Vec<_>>().join("; ");
+        opened.metadata = metadata;
+        opened.step = own.step;
+        opened.assets = own.assets;
+        if let Some(prefix) = own.prefix {
+            opened.narrow(prefix);
+            if opened.tensors.is_empty() {
+                bail!("{}: no {} in it", own.file.display(), prefix.trim_end_matches('/'));
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Keeps the tensors below `prefix`, under what is left of their names; the others are left out.
+    fn narrow(&mut self, prefix: &str) {
+        let (tensors, arrays) = (std::mem::take(&mut self.tensors), std::mem::take(&mut self.arrays));
+        for (tensor, array) in tensors.into_iter().zip(arrays) {
+            if let Some(name) = tensor.name.strip_prefix(prefix) {
+                self.tensors.push(Tensor { name: name.to_owned(), ..tensor });
+                self.arrays.push(array);
+            } else {
+                let reason = format!("no part of {}", prefix.trim_end_matches('/'));
+                self.left_out.push(LeftOut { name: tensor.name, reason });
+            }
+        }
     }
 
     fn plain(path: &Path, format: &str, source: Box<dyn Source>) -> Self {
@@ -157,6 +210,7 @@ impl Opened {
             Weights::Raw => Some("params/".to_owned()),
             Weights::Mu => moments(&all, "mu"),
             Weights::Nu => moments(&all, "nu"),
+            Weights::Trace => moments(&all, "trace"),
         };
         if choice.weights == Weights::Raw && !all.iter().any(|t| t.name.starts_with("params/")) {
             // openpi moves the weights out of train_state where there is no moving average.
@@ -164,8 +218,9 @@ impl Opened {
             opened.taken += "; it was trained without a moving average, so these are the raw weights";
             return Ok(opened);
         }
-        if matches!(choice.weights, Weights::Mu | Weights::Nu) && prefix.is_none() {
-            bail!("{}: no Adam moments in this train_state", location.dir.display());
+        if choice.weights.is_optimizer() && prefix.is_none() {
+            let what = if choice.weights == Weights::Trace { "momentum" } else { "Adam moments" };
+            bail!("{}: no {what} in this train_state", location.dir.display());
         }
         let leaves = checkpoint.leaves().iter();
         let strings = leaves.filter(|l| matches!(l.value, Value::String(_))).count();
@@ -174,41 +229,28 @@ impl Opened {
             1 => warnings.push("one leaf is a string: it is no tensor and stays behind".into()),
             _ => warnings.push(format!("{strings} leaves are strings: they are no tensors and stay behind")),
         }
-        let (mut tensors, mut arrays, mut left_out) = (vec![], vec![], vec![]);
-        for (i, tensor) in all.into_iter().enumerate() {
-            match prefix.as_deref().map(|p| tensor.name.strip_prefix(p).map(str::to_owned)) {
-                None => {
-                    tensors.push(tensor);
-                    arrays.push(i);
-                }
-                Some(Some(name)) => {
-                    tensors.push(Tensor { name, ..tensor });
-                    arrays.push(i);
-                }
-                Some(None) => left_out.push(LeftOut {
-                    name: tensor.name,
-                    reason: format!("no part of {}", prefix.as_deref().unwrap_or_default().trim_end_matches('/')),
-                }),
-            }
-        }
         if let Some(prefix) = &prefix {
             taken += &format!("; of it the tree {}", prefix.trim_end_matches('/'));
         }
-        let wrapping = unwrap(&mut tensors, prefix.is_some());
-        Ok(Opened {
+        let mut opened = Opened {
             path: location.dir,
             taken,
             format: format!("orbax ({})", checkpoint.layout()),
             step: location.step,
             source: Box::new(checkpoint),
-            tensors,
-            arrays,
-            left_out,
-            wrapping,
+            arrays: (0..all.len()).collect(),
+            tensors: all,
+            left_out: vec![],
+            wrapping: Wrapping::default(),
             metadata: BTreeMap::new(),
             assets: location.assets,
             warnings,
-        })
+        };
+        if let Some(prefix) = &prefix {
+            opened.narrow(prefix);
+        }
+        opened.wrapping = unwrap(&mut opened.tensors, prefix.is_some());
+        Ok(opened)
     }
 
     /// Keeps the tensors whose name matches; the others are left out.
@@ -278,6 +320,9 @@ impl Opened {
     /// Is `params` a moving average? `None` where there is no training state beside it to tell.
     pub fn ema(&self) -> Option<bool> {
         let beside = self.path.parent()?.join("train_state");
+        if is_safetensors(&self.path) && beside.join("optimizer.safetensors").is_file() {
+            return Some(beside.join("raw.safetensors").is_file());
+        }
         let state = Checkpoint::open(beside).ok()?;
         Some(state.arrays().iter().any(|a| a.name.starts_with("params/")))
     }

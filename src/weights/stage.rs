@@ -57,6 +57,7 @@ impl Stage {
     /// # Errors
     /// What the file system says.
     pub fn publish(mut self) -> Result<()> {
+        sync_folders(&self.building)?;
         let old = hidden(&self.target, "old")?;
         if old.exists() {
             fs::remove_dir_all(&old).with_context(|| format!("clearing {}", old.display()))?;
@@ -82,6 +83,18 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Names of files are content of their folder: they are on the disk before the folder has its name.
+fn sync_folders(folder: &Path) -> Result<()> {
+    let syncing = || format!("syncing {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(syncing)? {
+        let entry = entry.with_context(syncing)?;
+        if entry.file_type().with_context(syncing)?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    fs::File::open(folder).and_then(|f| f.sync_all()).with_context(syncing)
 }
 
 impl Drop for Stage {

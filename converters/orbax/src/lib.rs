@@ -40,7 +40,7 @@ pub use npy::{Npy, npy_bytes};
 pub use npz::Npz;
 pub use read::{MAX_READ_BYTES, read_array};
 pub use tree::{Key, Leaf, Value, path_name};
-pub use writer::{CheckpointWriter, ChunkWriter, NewArray, WriteOptions};
+pub use writer::{CheckpointWriter, ChunkWriter, Empty, NewArray, NewEmpty, WriteOptions};
 
 /// In which order a chunk's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::metadata::{LeafDoc, MAX_PATH};
 use crate::tree::{self, Key, path_name, stored_name};
-use crate::writer::NewArray;
+use crate::writer::{NewArray, NewEmpty};
 use crate::zarr::{self, product};
 
 /// Orbax's target: a chunk is at most 2 GiB.
@@ -29,7 +29,7 @@ pub(crate) struct Planned {
 }
 
 /// Checks the whole tree.
-pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
+pub(crate) fn plan(arrays: &[NewArray], empty: &[NewEmpty], level: i32) -> Result<Vec<Planned>> {
     if arrays.is_empty() {
         return Err(Error::write("", "a checkpoint without arrays cannot be restored; nothing to write"));
     }
@@ -43,7 +43,11 @@ pub(crate) fn plan(arrays: &[NewArray], level: i32) -> Result<Vec<Planned>> {
         leaves.push(LeafDoc { path: array.path.clone(), value_type: String::new(), skip: false });
         names.push((stored, name));
     }
-    tree::check(leaves)?;
+    let inner = leaves.len().saturating_add(empty.len());
+    leaves.extend(empty.iter().map(|node| LeafDoc { path: node.path.clone(), value_type: String::new(), skip: true }));
+    if tree::check(leaves)?.len() != inner {
+        return Err(Error::write("", "a node is said to be empty and has leaves below it"));
+    }
     names.sort();
     for pair in names.windows(2) {
         if let [(stored, a), (other, b)] = pair
@@ -110,13 +114,15 @@ fn smallest_divisor(n: u64) -> u64 {
 }
 
 /// The text of `_METADATA`: leaves in JAX's order (sorted by path, sequence indices ascending).
-pub(crate) fn metadata_text(arrays: &[NewArray]) -> String {
-    let mut paths: Vec<&[Key]> = arrays.iter().map(|array| array.path.as_slice()).collect();
+pub(crate) fn metadata_text(arrays: &[NewArray], empty: &[NewEmpty]) -> String {
+    let stored = arrays.iter().map(|array| (array.path.as_slice(), "np.ndarray", false));
+    let mut paths: Vec<(&[Key], &str, bool)> =
+        stored.chain(empty.iter().map(|node| (node.path.as_slice(), node.kind.name(), true))).collect();
     paths.sort();
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let leaves: Vec<String> = paths
         .iter()
-        .map(|path| {
+        .map(|(path, value_type, skip)| {
             let keys: Vec<String> = path
                 .iter()
                 .map(|key| {
@@ -125,7 +131,7 @@ pub(crate) fn metadata_text(arrays: &[NewArray]) -> String {
                 })
                 .collect();
             format!(
-                r#"{}: {{"key_metadata": [{}], "value_metadata": {{"value_type": "np.ndarray", "skip_deserialize": false}}}}"#,
+                r#"{}: {{"key_metadata": [{}], "value_metadata": {{"value_type": "{value_type}", "skip_deserialize": {skip}}}}}"#,
                 quoted(&python_tuple(path)),
                 keys.join(", ")
             )

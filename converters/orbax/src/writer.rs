@@ -38,6 +38,34 @@ pub struct NewArray {
     pub chunk_shape: Option<Vec<u64>>,
 }
 
+/// A node without content, which a restore into a structure wants to find all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEmpty {
+    /// Path in the tree.
+    pub path: Vec<Key>,
+    /// What is empty.
+    pub kind: Empty,
+}
+
+/// Kinds of nodes without content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Empty {
+    /// Python's `None`; also a NamedTuple without leaves, as optax has them.
+    None,
+    /// A dict without members.
+    Dict,
+}
+
+impl Empty {
+    /// As `_METADATA` spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Empty::None => "None",
+            Empty::Dict => "Dict",
+        }
+    }
+}
+
 /// What a writer cannot know by itself.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
@@ -128,14 +156,27 @@ impl CheckpointWriter {
     /// `dir` exists; a tree that is none (double paths, holes in a sequence); an array that Orbax cannot hold (no elements, too large,
     /// two of one stored name); the disk's own.
     pub fn create(dir: impl AsRef<Path>, arrays: Vec<NewArray>, options: WriteOptions) -> Result<Self> {
+        Self::create_tree(dir, arrays, &[], options)
+    }
+
+    /// [`create`](Self::create) for a tree that has nodes without content as well.
+    ///
+    /// # Errors
+    /// As there; a node without content that has some.
+    pub fn create_tree(
+        dir: impl AsRef<Path>,
+        arrays: Vec<NewArray>,
+        empty: &[NewEmpty],
+        options: WriteOptions,
+    ) -> Result<Self> {
         let dir = dir.as_ref();
         let Some(name) = dir.file_name().and_then(|name| name.to_str()).filter(|name| !name.contains(TEMPORARY)) else {
             let problem = format!("not a name for a checkpoint folder (UTF-8, without {TEMPORARY})");
             return Err(Error::UnsafePath { path: dir.to_path_buf(), problem });
         };
         refuse_existing(dir)?;
-        let planned = plan::plan(&arrays, options.level)?;
-        let metadata = plan::metadata_text(&arrays);
+        let planned = plan::plan(&arrays, empty, options.level)?;
+        let metadata = plan::metadata_text(&arrays, empty);
         let (mut first, mut chunks) = (Vec::new(), 0u64);
         for array in &planned {
             first.push(chunks);
