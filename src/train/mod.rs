@@ -12,3 +12,8 @@ pub mod optimizer;
 pub mod settings;
 #[cfg(feature = "model")]
 pub mod state;
+//!
+//! In reading order:
+//! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
+
+pub mod augment;
