@@ -4,7 +4,7 @@
 //! is whole and strict: no value comes from anywhere else.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -14,7 +14,14 @@ use crate::policy::chain::{Data, Delta};
 use crate::policy::delta::{Ways, make_bool_mask};
 use crate::policy::record::nearest;
 use crate::policy::robot::Robot;
+use crate::train::freeze::{Freeze, Rule};
 use crate::weights::companions::{Kind, PRESETS, Preset};
+
+mod finetune;
+pub mod overrides;
+mod value;
+
+pub use finetune::{Augment, Finetune, Loss, Precision, Time};
 
 /// Dimensions of a mask; no robot has as many.
 const MAX_DIMS: u64 = 4096;
@@ -32,6 +39,10 @@ pub struct Train {
     pub data: Option<Data>,
     /// How the model is trained.
     pub training: Training,
+    /// What openpi has no field for.
+    pub finetune: Finetune,
+    /// What all this was read from, defaults filled in.
+    document: toml::Table,
 }
 
 /// Where data and statistics are.
@@ -129,16 +140,6 @@ pub enum WeightLoader {
     Paligemma {},
 }
 
-/// What is not trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Freeze {
-    /// All is.
-    None,
-    /// What openpi's `get_freeze_filter` freezes for the model's variants: experts that have low-rank pairs, but for these.
-    Lora,
-}
-
 /// The learning rate by step.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -165,11 +166,15 @@ pub enum Optimizer {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
+    /// Instead of the file's.
+    name: Option<String>,
     /// Read by [`Preset`], which owns it.
     #[serde(rename = "model")]
     _model: toml::Table,
     data: DataDocument,
     train: Training,
+    #[serde(default)]
+    finetune: Finetune,
 }
 
 #[derive(Deserialize)]
@@ -209,21 +214,15 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// None has this name: the nearest.
 pub fn named(name: &str) -> Result<Train> {
-    let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
-        bail!("{name}: no such preset; {}. A file of your own ends in .toml", nearest(name, names()));
-    };
-    parse(name, text, Path::new(".")).with_context(|| format!("configs/train/{name}.toml"))
+    Text::named(name)?.parse()
 }
 
-/// A user's own preset; it bears the name of its file.
+/// A user's own preset; it bears the name of its file, or that which stands in it as `name`.
 ///
 /// # Errors
 /// It, or the robot it names, cannot be read; a key that is missing or that nothing knows; what contradicts itself.
 pub fn file(path: &Path) -> Result<Train> {
-    let name = path.file_stem().and_then(|stem| stem.to_str());
-    let name = name.with_context(|| format!("{}: the name is not UTF-8", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    parse(name, &robot::read(path)?, folder).with_context(|| path.display().to_string())
+    Text::file(path)?.parse()
 }
 
 /// A name, or a file if it ends in `.toml`.
@@ -231,18 +230,72 @@ pub fn file(path: &Path) -> Result<Train> {
 /// # Errors
 /// As [`named`] and [`file()`].
 pub fn find(config: &str) -> Result<Train> {
-    if config.ends_with(".toml") { file(Path::new(config)) } else { named(config) }
+    Text::find(config)?.parse()
+}
+
+/// A name or a file as [`find`] has it, with values put in; and what there is to say of these.
+///
+/// # Errors
+/// As [`find`] and [`overrides::apply`].
+pub fn find_with(config: &str, overrides: &[(String, String)]) -> Result<(Train, Vec<String>)> {
+    let mut text = Text::find(config)?;
+    let overridden = overrides::apply(&text.text, overrides).context("--override")?;
+    if !overrides.is_empty() {
+        text.text = overridden.text;
+    }
+    Ok((text.parse()?, overridden.notices))
+}
+
+/// A preset that is not read yet.
+struct Text {
+    name: String,
+    text: String,
+    /// What a robot's file is relative to.
+    folder: PathBuf,
+    /// Where the text is from.
+    whence: String,
+}
+
+impl Text {
+    fn find(config: &str) -> Result<Self> {
+        if config.ends_with(".toml") { Self::file(Path::new(config)) } else { Self::named(config) }
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
+            bail!("{name}: no such preset; {}. A file of your own ends in .toml", nearest(name, names()));
+        };
+        Ok(Text {
+            name: name.to_owned(),
+            text: (*text).to_owned(),
+            folder: PathBuf::from("."),
+            whence: format!("configs/train/{name}.toml"),
+        })
+    }
+
+    fn file(path: &Path) -> Result<Self> {
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        let name = name.with_context(|| format!("{}: the name is not UTF-8", path.display()))?.to_owned();
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        Ok(Text { name, text: robot::read(path)?, folder, whence: path.display().to_string() })
+    }
+
+    fn parse(&self) -> Result<Train> {
+        parse(&self.name, &self.text, &self.folder).with_context(|| self.whence.clone())
+    }
 }
 
 fn parse(name: &str, text: &str, folder: &Path) -> Result<Train> {
-    let Document { _model, data: document, train: training } = toml::from_str(text)?;
+    let Document { name: own, _model, data: document, train: training, finetune } = toml::from_str(text)?;
+    let name = own.as_deref().unwrap_or(name);
     let model = Preset::parse(name, text)?;
     let lora = |variant: &str| variant.ends_with("_lora");
     let pairs = lora(&model.paligemma_variant) || model.action_expert_variant.as_deref().is_some_and(lora);
     ensure!(
-        training.freeze == Freeze::None || pairs,
+        !training.freeze.has(&Rule::Lora) || pairs,
         "train.freeze: \"lora\", and no variant of the model has low-rank pairs"
     );
+    finetune::check(&training, &finetune)?;
     let source = Source {
         repo_id: document.repo_id.clone(),
         asset_id: document.asset_id.clone().or_else(|| document.robot.as_ref().and(document.repo_id.clone())),
@@ -258,7 +311,18 @@ fn parse(name: &str, text: &str, folder: &Path) -> Result<Train> {
         }
         Some(name) => Some(data(document.robot_of(name, folder)?, &document)?),
     };
-    Ok(Train { name: name.to_owned(), model, source, data, training })
+    let mut whole: toml::Table = text.parse()?;
+    whole.insert("name".into(), toml::Value::String(name.to_owned()));
+    whole.insert("finetune".into(), toml::Value::try_from(&finetune)?);
+    if let Some(path) = document.robot.as_ref().filter(|robot| robot.ends_with(".toml")) {
+        // Read again from elsewhere, it is the same robot.
+        let path = std::path::absolute(folder.join(path))?;
+        let path = path.to_str().context("data.robot: the path is not UTF-8")?.to_owned();
+        if let Some(data) = whole.get_mut("data").and_then(toml::Value::as_table_mut) {
+            data.insert("robot".into(), toml::Value::String(path));
+        }
+    }
+    Ok(Train { name: name.to_owned(), model, source, data, training, finetune, document: whole })
 }
 
 impl DataDocument {
@@ -324,6 +388,15 @@ impl Train {
             names.sort();
         }
         Ok(names)
+    }
+
+    /// What this was configured with, overrides and defaults included, as a preset of its own: [`file()`] makes the same
+    /// of it. What was changed in the value since it was read is not in it.
+    ///
+    /// # Errors
+    /// A value that TOML cannot write; a preset was TOML, so there is none.
+    pub fn echo(&self) -> Result<String> {
+        Ok(format!("# What this run was configured with; a preset like any other.\n\n{}", toml::to_string(&self.document)?))
     }
 
     /// A, to which state and actions are padded; pi0-FAST reads both as text and pads neither.

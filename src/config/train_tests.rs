@@ -19,7 +19,8 @@ fn every_preset_is_read_whole() {
             assert_eq!(data.use_quantile_norm, train.model.model.quantiles(), "{name}");
             assert!(train.source.asset_id.is_some(), "{name}");
         }
-        assert_eq!(train.training.freeze == Freeze::Lora, name.ends_with("low_mem_finetune"), "{name}");
+        assert_eq!(train.training.freeze.has(&Rule::Lora), name.ends_with("low_mem_finetune"), "{name}");
+        assert_eq!(train.finetune, Finetune::default(), "{name}");
         assert_eq!(train.training.ema_decay.is_none(), name.ends_with("low_mem_finetune"), "{name}");
     }
 }
@@ -73,4 +74,50 @@ fn what_is_wrong_with_a_preset_is_told() {
     assert!(refusal(&TOWEL.replace("type = \"pi0\"", "type = \"pi1\"")).contains("pi1"));
     let libero = include_str!("../../configs/train/pi0_libero.toml");
     assert!(refusal(&libero.replace("layout", "adapt_to_pi = true\nlayout")).contains("no [adapt_to_pi]"));
+}
+
+#[test]
+fn what_a_run_was_configured_with_starts_the_same_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.toml");
+    for name in names() {
+        let train = named(name).expect("a preset");
+        std::fs::write(&path, train.echo().expect("TOML")).expect("written");
+        let again = file(&path).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        assert_eq!(again, train);
+        assert_eq!(again.name, name);
+    }
+}
+
+#[test]
+fn a_robot_beside_the_preset_is_found_from_the_runs_folder() {
+    let (here, there) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let robot = include_str!("../../configs/robot/aloha.toml");
+    std::fs::write(here.path().join("mine.toml"), robot).expect("written");
+    let preset = TOWEL.replace("robot = \"aloha\"", "robot = \"mine.toml\"");
+    std::fs::write(here.path().join("towel.toml"), preset).expect("written");
+    let train = file(&here.path().join("towel.toml")).expect("a preset");
+    let echo = there.path().join("config.toml");
+    std::fs::write(&echo, train.echo().expect("TOML")).expect("written");
+    assert_eq!(file(&echo).expect("a preset"), train);
+}
+
+#[test]
+fn what_no_run_can_mean_is_refused() {
+    let with = |old: &str, new: &str| {
+        let text = TOWEL.replace(old, new);
+        assert_ne!(text, TOWEL, "{old}");
+        refusal(&text)
+    };
+    assert!(with("batch_size = 32", "batch_size = 0").contains("batch_size: expected at least 1, found 0"));
+    assert!(with("ema_decay = 0.99", "ema_decay = 1.0").contains("ema_decay: expected at least 0 and less than 1"));
+    assert!(with("b2 = 0.95", "b2 = nan").contains("optimizer.b2"));
+    assert!(with("decay_steps = 30_000", "decay_steps = 1_000").contains("more than the 1000 of warmup_steps"));
+    assert!(with("overwrite = false\nresume = false", "overwrite = true\nresume = true").contains("not both"));
+    let cut = format!("{TOWEL}\n[finetune]\ngradient_accumulation = 5\n");
+    assert!(refusal(&cut).contains("a batch of 32 cannot be cut into 5 equal parts"));
+    assert!(refusal(&format!("{TOWEL}\n[finetune]\naugmnet = \"off\"\n")).contains("augmnet"));
+    assert!(refusal(&format!("{TOWEL}\n[finetune]\ntime = {{ alpha = 0.0 }}\n")).contains("more than 0"));
+    assert!(with("freeze = \"none\"", "freeze = \"expert\"").contains("no such rule"));
+    assert!(with("freeze = \"none\"", "freeze = 3").contains("expected a rule"));
 }

@@ -1,10 +1,20 @@
 //! Fine-tuning: from batches to weights, with the model that `verify` proved.
 //!
+//! In reading order:
+//! - [`settings`]: how a step is made, as a preset says it.
+//! - [`freeze`]: what is not trained, by names.
+//! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
+//! - `batch`: examples as the model takes them.
+//! - `leaves`, `backward`: loss and gradients.
+//! - `optimizer`, `state`: what a step makes of them.
+//!
 //! Invariants: a run is a function of its configuration, its data and its seed: chance comes from (seed, step) alone, so
 //! that a run that was stopped ends with the same bytes as one that was not; what is frozen has no gradient and no state.
 
+pub mod augment;
 #[cfg(feature = "model")]
 pub mod backward;
+pub mod freeze;
 #[cfg(feature = "model")]
 pub mod leaves;
 #[cfg(feature = "model")]
@@ -12,8 +22,3 @@ pub mod optimizer;
 pub mod settings;
 #[cfg(feature = "model")]
 pub mod state;
-//!
-//! In reading order:
-//! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
-
-pub mod augment;

@@ -10,6 +10,7 @@ pub mod diff;
 mod jax;
 #[cfg(feature = "model")]
 pub mod load;
+pub mod names;
 mod number;
 pub mod open;
 pub mod raw;
