@@ -6,7 +6,8 @@
 //! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
 //! - `batch`: examples as the model takes them.
 //! - `leaves`, `backward`: loss and gradients.
-//! - `optimizer`, `state`: what a step makes of them.
+//! - `optimizer`, `state`: what a step makes of them, on one device or several.
+//! - `snapshot`: the state as it is saved and taken up again.
 //!
 //! Invariants: a run is a function of its configuration, its data and its seed: chance comes from (seed, step) alone, so
 //! that a run that was stopped ends with the same bytes as one that was not; what is frozen has no gradient and no state.
@@ -14,11 +15,15 @@
 pub mod augment;
 #[cfg(feature = "model")]
 pub mod backward;
+#[cfg(feature = "model")]
+pub mod batch;
 pub mod freeze;
 #[cfg(feature = "model")]
 pub mod leaves;
 #[cfg(feature = "model")]
 pub mod optimizer;
 pub mod settings;
+#[cfg(feature = "model")]
+pub mod snapshot;
 #[cfg(feature = "model")]
 pub mod state;

@@ -5,9 +5,10 @@
 //! Source: openpi 15a9616, scripts/train.py (`train_step`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::backward::{self, Input, Slope};
 use super::leaves::{Gradients, norm};
@@ -104,6 +105,13 @@ impl State {
         self.average.as_ref()?.get(name)
     }
 
+    /// With other weights.
+    pub(super) fn with_weights(mut self, f: &mut dyn FnMut(&str, Tensor<1>) -> Tensor<1>) -> Self {
+        self.pi = self.pi.take().map(|pi| map(pi, f));
+        self.refresh();
+        self
+    }
+
     /// Goes on from what another process saved: `step` steps were made.
     pub fn restore(
         &mut self,
@@ -114,27 +122,78 @@ impl State {
         (self.step, self.memory, self.average) = (step, memory, average);
     }
 
+    /// Goes on on several devices: this state's own, and a copy of the weights on each of `others`.
+    pub fn spread(&mut self, others: &[Device]) {
+        self.replicas = others.iter().map(|device| self.pi().clone().to_device(device)).collect();
+    }
+
+    /// Where it computes: this state's own device, then those of the copies.
+    pub fn devices(&self) -> Vec<Device> {
+        std::iter::once(self.pi()).chain(&self.replicas).map(Pi::device).collect()
+    }
+
     /// Learns from the parts of a batch, one after another on this device.
     ///
     /// # Errors
     /// [`NotFinite`]: nothing has changed.
     pub fn learn(&mut self, parts: impl IntoIterator<Item = Input>, rate: f32) -> Result<Outcome, NotFinite> {
-        let mut loss = 0.0;
-        let mut gradients = Gradients::default();
+        let mut sum = Sum::default();
         for part in parts {
-            let slope = self.slope(&part);
-            loss += f64::from(slope.loss.into_scalar::<f32>());
-            gradients.join(slope.gradients, &self.pi().device());
+            sum.add(slope(self.pi(), &part, &self.trainable, self.rule.recompute), &self.pi().device());
         }
-        self.apply(loss, gradients, rate)
+        self.apply(sum, rate)
     }
 
-    /// Loss and gradients of some rows.
-    pub fn slope(&self, input: &Input) -> Slope {
-        slope(self.pi(), input, &self.trainable, self.rule.recompute)
+    /// Learns from a batch of `rows` that is cut into equal parts: `each` for every device, which run side by side, the
+    /// parts of one device one after another. `part` puts rows onto a device.
+    ///
+    /// Gradients are added up part by part in the order of rows: two devices make of a batch what one makes of it in two
+    /// parts, bit for bit.
+    ///
+    /// # Errors
+    /// [`NotFinite`]: nothing has changed.
+    ///
+    /// # Panics
+    /// The rows cannot be cut so.
+    pub fn learn_in_parts(
+        &mut self,
+        rows: usize,
+        each: usize,
+        part: &(dyn Fn(Range<usize>, &Device) -> Input + Sync),
+        rate: f32,
+    ) -> Result<Outcome, NotFinite> {
+        let parts = each * (1 + self.replicas.len());
+        assert!(rows.is_multiple_of(parts), "{rows} rows cannot be cut into {parts} equal parts");
+        let size = rows / parts;
+        let (trainable, recompute) = (&self.trainable, self.rule.recompute);
+        let slopes = |pi: &Pi, first: usize| -> Vec<Slope> {
+            let range = |i: usize| (first + i) * size..(first + i + 1) * size;
+            (0..each).map(|i| slope(pi, &part(range(i), &pi.device()), trainable, recompute)).collect()
+        };
+        let device = self.pi().device();
+        let mut sum = Sum::default();
+        if self.replicas.is_empty() {
+            // One part's gradients at a time.
+            let range = |i: usize| i * size..(i + 1) * size;
+            (0..each).for_each(|i| sum.add(slope(self.pi(), &part(range(i), &device), trainable, recompute), &device));
+        } else {
+            let models: Vec<Pi> = std::iter::once(self.pi()).chain(&self.replicas).cloned().collect();
+            let slopes = &slopes;
+            let all: Vec<Slope> = std::thread::scope(|scope| {
+                let work = |(i, pi): (usize, Pi)| scope.spawn(move || slopes(&pi, i * each));
+                let running: Vec<_> = models.into_iter().enumerate().map(work).collect();
+                running
+                    .into_iter()
+                    .flat_map(|one| one.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+                    .collect()
+            });
+            all.into_iter().for_each(|one| sum.add(one, &device));
+        }
+        self.apply(sum, rate)
     }
 
-    fn apply(&mut self, loss: f64, mut gradients: Gradients, rate: f32) -> Result<Outcome, NotFinite> {
+    fn apply(&mut self, sum: Sum, rate: f32) -> Result<Outcome, NotFinite> {
+        let Sum { loss, mut gradients } = sum;
         let outcome = Outcome { step: self.step, loss: loss as f32, grad_norm: gradients.norm() };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             return Err(NotFinite(outcome));
@@ -157,7 +216,23 @@ impl State {
         });
         self.pi = Some(pi);
         self.step = count;
+        self.refresh();
         Ok(outcome)
+    }
+
+    /// The copies on other devices get the new weights; what is frozen they have.
+    fn refresh(&mut self) {
+        for i in 0..self.replicas.len() {
+            let replica = self.replicas[i].clone();
+            let device = replica.device();
+            let mut new = BTreeMap::new();
+            visit(self.pi(), &mut |name, x| {
+                if self.trainable.contains(name) {
+                    new.insert(name.to_owned(), x.to_device(&device));
+                }
+            });
+            self.replicas[i] = map(replica, &mut |name, x| new.remove(name).unwrap_or(x));
+        }
     }
 
     /// Root of the sum of squares of all kernels, frozen ones included: not of biases, norms' scales, positions and word
@@ -170,6 +245,20 @@ impl State {
             }
         });
         norm(kernels)
+    }
+}
+
+/// Parts of a batch, added up.
+#[derive(Default)]
+struct Sum {
+    loss: f64,
+    gradients: Gradients,
+}
+
+impl Sum {
+    fn add(&mut self, slope: Slope, device: &Device) {
+        self.loss += f64::from(slope.loss.into_scalar::<f32>());
+        self.gradients.join(slope.gradients, device);
     }
 }
 
