@@ -2,3 +2,11 @@
 //!
 //! Invariants: a run is a function of its configuration, its data and its seed: chance comes from (seed, step) alone, so
 //! that a run that was stopped ends with the same bytes as one that was not; what is frozen has no gradient and no state.
+//!
+//! - [`schedule`]: the learning rate by step
+//! - [`settings`]: what makes a step of a gradient
+//! - [`journal`]: what a run writes about itself
+
+pub mod journal;
+pub mod schedule;
+pub mod settings;
