@@ -3,6 +3,7 @@
 //! The rooms, in reading order:
 //! - [`cache`]: what a `gs://` address means on this machine; only the feature `gcs` downloads.
 //! - `chance`: every random value of the tool, a function of a seed, a name, a row and an index.
+//! - `plot`: curves and pages that stand alone: no script, nothing from elsewhere, every text escaped.
 //! - [`policy`]: robot data ⇄ model data, each step with its way back. No Burn.
 //! - `data`: LeRobot datasets as records that `policy` reads. No Burn.
 //! - `kernels`: the operations that Burn's CPU backend is too slow at. Every path through them gives the
@@ -30,6 +31,8 @@ pub mod device;
 pub mod kernels;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "robot")]
+pub mod plot;
 pub mod policy;
 #[cfg(feature = "model")]
 pub mod sample;

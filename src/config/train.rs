@@ -15,6 +15,8 @@ use crate::policy::delta::{Ways, make_bool_mask};
 use crate::policy::record::nearest;
 use crate::policy::robot::Robot;
 use crate::train::freeze::{Freeze, Rule};
+pub use crate::train::schedule::LrSchedule;
+pub use crate::train::settings::Optimizer;
 use crate::weights::companions::{Kind, PRESETS, Preset};
 
 mod finetune;
@@ -138,28 +140,6 @@ pub enum WeightLoader {
     },
     /// PaliGemma's; all else comes from chance.
     Paligemma {},
-}
-
-/// The learning rate by step.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-#[allow(missing_docs)]
-pub enum LrSchedule {
-    /// Up in a line, down in a cosine.
-    CosineDecay { warmup_steps: u64, peak_lr: f64, decay_steps: u64, decay_lr: f64 },
-    /// Up in a line, down by the root of the steps.
-    RsqrtDecay { warmup_steps: u64, peak_lr: f64, timescale: f64 },
-}
-
-/// What makes a step of a gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-#[allow(missing_docs)]
-pub enum Optimizer {
-    /// AdamW, after the gradient's norm is clipped.
-    Adamw { b1: f64, b2: f64, eps: f64, weight_decay: f64, clip_gradient_norm: f64 },
-    /// Stochastic gradient descent.
-    Sgd { lr: f64, momentum: f64, nesterov: bool },
 }
 
 /// A preset as it stands in its file.
@@ -288,6 +268,7 @@ impl Text {
 fn parse(name: &str, text: &str, folder: &Path) -> Result<Train> {
     let Document { name: own, _model, data: document, train: training, finetune } = toml::from_str(text)?;
     let name = own.as_deref().unwrap_or(name);
+    training.lr_schedule.check().context("train.lr_schedule")?;
     let model = Preset::parse(name, text)?;
     let lora = |variant: &str| variant.ends_with("_lora");
     let pairs = lora(&model.paligemma_variant) || model.action_expert_variant.as_deref().is_some_and(lora);

@@ -4,6 +4,8 @@
 //! - [`settings`]: how a step is made, as a preset says it.
 //! - [`freeze`]: what is not trained, by names.
 //! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
+//! - [`schedule`]: the learning rate by step.
+//! - [`journal`]: what a run writes about itself.
 //! - `batch`: examples as the model takes them.
 //! - `leaves`, `backward`: loss and gradients.
 //! - `optimizer`, `state`: what a step makes of them, on one device or several.
@@ -18,10 +20,12 @@ pub mod backward;
 #[cfg(feature = "model")]
 pub mod batch;
 pub mod freeze;
+pub mod journal;
 #[cfg(feature = "model")]
 pub mod leaves;
 #[cfg(feature = "model")]
 pub mod optimizer;
+pub mod schedule;
 pub mod settings;
 #[cfg(feature = "model")]
 pub mod snapshot;

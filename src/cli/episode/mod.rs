@@ -13,12 +13,13 @@ pub mod svg;
 
 use anyhow::{Result, ensure};
 
+use crate::plot::usable;
+pub use crate::plot::{escape, number, percent};
+
 /// Joints at most: a picture of more is none.
 const MAX_JOINTS: usize = 256;
 /// Predicted values at most, of all chunks and joints.
 const MAX_VALUES: usize = 1 << 20;
-/// What is larger counts as not finite, so that squares and sums stay finite.
-const MAX_VALUE: f64 = 1e100;
 
 /// An episode, recorded and predicted. All actions are in the robot's units.
 #[derive(Debug, Clone, Default)]
@@ -109,54 +110,6 @@ impl Compared {
         let start = chunk.frame.saturating_sub(self.first_frame);
         (start, chunk.actions.len().min(self.recorded.len().saturating_sub(start)))
     }
-}
-
-/// A number that can be drawn and summed.
-fn usable(value: f64) -> bool {
-    value.abs() <= MAX_VALUE
-}
-
-/// Three digits that count: `0.0123`, `1.23`, `123`, `1.2e6`.
-pub fn number(value: f64) -> String {
-    let size = value.abs();
-    if !value.is_finite() {
-        return "–".to_owned();
-    }
-    if size == 0.0 {
-        return "0".to_owned();
-    }
-    if !(1e-4..1e5).contains(&size) {
-        return format!("{value:.1e}");
-    }
-    let digits = (2 - size.log10().floor() as i32).clamp(0, 6) as usize;
-    format!("{value:.digits$}")
-}
-
-/// A share as a percentage: `3.4 %`.
-pub fn percent(share: Option<f64>) -> String {
-    match share {
-        None => "–".to_owned(),
-        Some(share) if share.abs() >= 0.1 => format!("{:.0} %", share * 100.0),
-        Some(share) => format!("{:.1} %", share * 100.0),
-    }
-}
-
-/// A text as XML and HTML take it, in elements and in attributes. Characters that XML forbids are replaced.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            '\t' | '\n' | '\r' => out.push(c),
-            '\0'..='\x1f' | '\x7f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            _ => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::metrics::{Metrics, Score, Step};
 use super::{Compared, escape, percent, usable};
+use crate::plot::panel::{Panel, short};
 
 /// Pixels: of a panel's own drawing, and of what stands around it.
 const PANEL: (f64, f64) = (250.0, 110.0);
@@ -37,128 +38,6 @@ const STYLE: &str = "\
   .recorded { fill: none; stroke: #a8b1bb; stroke-width: 3.2; stroke-linejoin: round; stroke-linecap: round; }
   .chunk { fill: none; stroke-width: 1.1; stroke-linejoin: round; stroke-linecap: round; }
   .hold { fill: none; stroke: #6e7781; stroke-width: 1.4; stroke-dasharray: 4 3; }";
-
-/// A panel: where it stands and what its edges mean.
-struct Panel {
-    at: (f64, f64),
-    size: (f64, f64),
-    x: (f64, f64),
-    y: (f64, f64),
-}
-
-impl Panel {
-    fn new(at: (f64, f64), size: (f64, f64), x: (f64, f64), values: impl Iterator<Item = f64>) -> Self {
-        let mut y = values.filter(|v| usable(*v)).map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-        let (low, high) = y.get_or_insert((0.0, 0.0));
-        // Air above and below; around what never moves, as much as it is large.
-        let air = if high > low { (*high - *low) * 0.06 } else { high.abs().max(1.0) * 0.5 };
-        let x = if x.1 > x.0 { x } else { (x.0, x.0 + 1.0) };
-        Panel { at, size, x, y: (*low - air, *high + air) }
-    }
-
-    fn across(&self, x: f64) -> f64 {
-        self.at.0 + self.size.0 * (x - self.x.0) / (self.x.1 - self.x.0)
-    }
-
-    fn down(&self, y: f64) -> f64 {
-        self.at.1 + self.size.1 * (self.y.1 - y) / (self.y.1 - self.y.0)
-    }
-
-    /// Lines and labels of both axes, and the frame.
-    fn axes(&self, t: &mut String, y_unit: &str) {
-        let ((x, y), (w, h)) = (self.at, self.size);
-        let (right, bottom) = (x + w, y + h);
-        let (marks, digits) = ticks(self.y, 4.0);
-        for value in marks {
-            let (at, class) = (self.down(value), if value == 0.0 { "zero" } else { "tick" });
-            let _ =
-                writeln!(t, "<line class=\"{class}\" x1=\"{x:.1}\" y1=\"{at:.1}\" x2=\"{right:.1}\" y2=\"{at:.1}\"/>");
-            let label = tick(value, digits);
-            let _ = writeln!(
-                t,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}{y_unit}</text>",
-                x - 5.0,
-                at + 3.5
-            );
-        }
-        let (marks, digits) = ticks(self.x, 5.0);
-        for value in marks {
-            let at = self.across(value);
-            let _ =
-                writeln!(t, "<line class=\"tick\" x1=\"{at:.1}\" y1=\"{y:.1}\" x2=\"{at:.1}\" y2=\"{bottom:.1}\"/>");
-            let label = tick(value, digits);
-            let _ = writeln!(t, "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>", bottom + 13.0);
-        }
-        let _ = writeln!(t, "<rect class=\"frame\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{w:.1}\" height=\"{h:.1}\"/>");
-    }
-
-    /// A path that is broken where a value is none.
-    fn line(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
-        /// First, least, largest and last of a column of pixels.
-        fn draw(path: &mut String, pen: &mut char, column: Option<(f64, [f64; 4])>) {
-            let Some((x, heights)) = column else { return };
-            let mut drawn = f64::NAN;
-            for y in heights {
-                if y != drawn {
-                    let _ = write!(path, "{pen}{x:.1} {y:.1}");
-                    (*pen, drawn) = ('L', y);
-                }
-            }
-        }
-        let (mut path, mut pen) = (String::new(), 'M');
-        // A line needs no more points on one column of pixels than that.
-        let mut column: Option<(f64, [f64; 4])> = None;
-        for (x, y) in points {
-            if !usable(y) {
-                draw(&mut path, &mut pen, column.take());
-                pen = 'M';
-                continue;
-            }
-            let (x, y) = (self.across(x), self.down(y));
-            match &mut column {
-                Some((at, [_, low, high, last])) if x - *at < 0.5 => {
-                    (*low, *high, *last) = (low.min(y), high.max(y), y)
-                }
-                _ => {
-                    draw(&mut path, &mut pen, column.take());
-                    column = Some((x, [y; 4]));
-                }
-            }
-        }
-        draw(&mut path, &mut pen, column);
-        // A line of one point is a dot, by its round cap.
-        if path.matches(['M', 'L']).count() == 1 { path + "h0" } else { path }
-    }
-}
-
-/// Round numbers between the ends, about `count` of them, and the digits after the point that they need.
-fn ticks((low, high): (f64, f64), count: f64) -> (Vec<f64>, usize) {
-    let rough = (high - low) / count;
-    let power = rough.log10().floor();
-    let ten = 10_f64.powf(power);
-    let step = [1.0, 2.0, 5.0].map(|n| n * ten).into_iter().find(|step| *step >= rough * 0.7).unwrap_or(10.0 * ten);
-    let (first, last) = ((low / step).ceil(), (high / step).floor());
-    // Beyond what f64 tells apart there is nothing to mark.
-    if !step.is_finite() || last - first > 2.0 * count || last < first || low + step == low {
-        return (vec![], 0);
-    }
-    let digits = if step < 1.0 { (-step.log10().floor()).min(12.0) as usize } else { 0 };
-    ((0..=(last - first) as usize).map(|i| (first + i as f64) * step + 0.0).collect(), digits)
-}
-
-fn tick(value: f64, digits: usize) -> String {
-    let wide = digits > 4 || value.abs() >= 1e5;
-    if wide && value != 0.0 { format!("{value:.1e}") } else { format!("{value:.digits$}") }
-}
-
-/// At most so many letters, escaped.
-fn short(text: &str, width: f64, letter: f64) -> String {
-    let letters = (width / letter).max(4.0) as usize;
-    if text.chars().count() <= letters {
-        return escape(text);
-    }
-    escape(&(text.chars().take(letters - 1).collect::<String>() + "…"))
-}
 
 fn begin(t: &mut String, (width, height): (f64, f64), label: &str) {
     let _ = writeln!(

@@ -156,13 +156,6 @@ fn no_text_becomes_markup() {
     assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("xmlns=\"http://").count());
 }
 
-#[test]
-fn numbers_are_as_long_as_they_count() {
-    let spelt = [0.0, 0.012_345, 1.2345, -12.345, 123.45, 99_999.0, 1e5, 1e-5, f64::NAN].map(number);
-    assert_eq!(spelt, ["0", "0.0123", "1.23", "-12.3", "123", "99999", "1.0e5", "1.0e-5", "–"]);
-    assert_eq!([Some(0.0341), Some(0.5), None].map(percent), ["3.4 %", "50 %", "–"]);
-}
-
 /// An arm that sways, and a policy that follows it with a little lag: `joints` of them over `frames`.
 fn swaying(joints: usize, frames: usize) -> Compared {
     let at = |j: usize, frame: f64| (frame / 50.0 * (1.0 + j as f64 * 0.13)).sin() * 10_f64.powi(j as i32 % 4 - 2);

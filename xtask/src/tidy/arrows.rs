@@ -5,6 +5,7 @@
 //!               model, kernels ←───┴── sample ←─┬── verify ←─┐
 //!               policy (no Burn) ← data ←───────┴── train, serve ←─ cli ← main
 //! chance: a leaf, used by weights, data, train and cli
+//! plot: a leaf, used by train and cli
 //! config, device: read by cli only, handed down as values
 //! ```
 //!
@@ -20,19 +21,20 @@ struct Room {
     uses: &'static [&'static str],
 }
 
-const ROOMS: [Room; 17] = [
+const ROOMS: [Room; 18] = [
     Room { name: "ocdbt", uses: &[] },
     Room { name: "orbax", uses: &["ocdbt"] },
     Room { name: "remap", uses: &["orbax"] },
     Room { name: "kernels", uses: &[] },
     Room { name: "model", uses: &["kernels"] },
     Room { name: "chance", uses: &[] },
+    Room { name: "plot", uses: &[] },
     Room { name: "policy", uses: &[] },
     Room { name: "weights", uses: &["remap", "model", "policy", "chance"] },
     Room { name: "sample", uses: &["weights", "model"] },
     Room { name: "data", uses: &["policy", "chance"] },
     Room { name: "verify", uses: &["sample", "data"] },
-    Room { name: "train", uses: &["sample", "data"] },
+    Room { name: "train", uses: &["sample", "data", "plot"] },
     Room { name: "serve", uses: &["sample", "data"] },
     Room { name: "config", uses: &["verify", "train", "serve"] },
     Room { name: "device", uses: &["kernels"] },
