@@ -10,8 +10,8 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 
 /// Absolute, in [-1, 1]. Arithmetic is JAX's, operation by operation; what is left is where XLA fuses a product and a sum, and
-/// how f32 magnifies that in the hue of nearly black pixels: 3.1e-6 at most over 82 recorded pictures. Coordinates summed in
-/// another order are 1e-5 away, and pictures sampled by a pixel's ten-thousandth beside are 1e-4.
+/// what f32 makes of that in the hue of nearly black pixels: 3e-6 at most. Coordinates summed in another order are 1e-5 away
+/// in the small pictures and 4e-5 in the large one.
 const TOLERANCE: f32 = 5e-6;
 
 /// A case of draws.json.

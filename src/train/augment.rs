@@ -141,7 +141,7 @@ pub fn apply(picture: &mut [f32], (h, w): (usize, usize), draws: &Draws, quirks:
         let expected = format!("{h} × {w} × {CHANNELS}");
         return Err(Misfit { of: "picture".to_owned(), expected, found: picture.len() });
     }
-    augment(picture, (h, w), draws, quirks);
+    augment(picture, (h, w), draws, quirks, &mut vec![]);
     Ok(())
 }
 
@@ -179,8 +179,8 @@ pub fn augment_rows(
         let name = camera.camera;
         camera.values.chunks_exact_mut(size).enumerate().map(move |(row, picture)| (name, first + row, picture))
     });
-    rows.collect::<Vec<_>>().into_par_iter().for_each(|(camera, row, picture)| {
-        augment(picture, (h, w), &Draws::of((seed, step), row, camera, (h, w), quirks), quirks);
+    rows.collect::<Vec<_>>().into_par_iter().for_each_init(Vec::new, |seen, (camera, row, picture)| {
+        augment(picture, (h, w), &Draws::of((seed, step), row, camera, (h, w), quirks), quirks, seen);
     });
     Ok(())
 }
@@ -190,13 +190,16 @@ fn size((h, w): (usize, usize)) -> Option<usize> {
     h.checked_mul(w)?.checked_mul(CHANNELS)
 }
 
-fn augment(picture: &mut [f32], size: (usize, usize), draws: &Draws, quirks: Quirks) {
-    let mut bright: Vec<f32> = picture.iter().map(|x| x / 2.0 + 0.5).collect();
+/// `seen` is room for a copy of the picture; what it holds does not matter.
+fn augment(picture: &mut [f32], size: (usize, usize), draws: &Draws, quirks: Quirks, seen: &mut Vec<f32>) {
+    picture.iter_mut().for_each(|x| *x = *x / 2.0 + 0.5);
     if let Some(view) = &draws.view {
-        bright = view.sample(&bright, size);
+        seen.clear();
+        seen.extend_from_slice(picture);
+        view.sample(seen, size, picture);
     }
     if draws.jitter.applied {
-        draws.jitter.recolor(&mut bright, quirks.saturation_ignored);
+        draws.jitter.recolor(picture, quirks.saturation_ignored);
     }
-    picture.iter_mut().zip(bright).for_each(|(out, x)| *out = x * 2.0 - 1.0);
+    picture.iter_mut().for_each(|x| *x = *x * 2.0 - 1.0);
 }

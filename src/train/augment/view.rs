@@ -25,27 +25,25 @@ pub(super) fn cropped(side: usize) -> usize {
 }
 
 impl View {
-    /// `[h, w, C]` in [0, 1], as seen from here.
-    pub(super) fn sample(&self, picture: &[f32], (h, w): (usize, usize)) -> Vec<f32> {
+    /// `[h, w, C]` in [0, 1], as seen from here; `seen` has the same shape.
+    pub(super) fn sample(&self, picture: &[f32], (h, w): (usize, usize), seen: &mut [f32]) {
         let pixels = picture.as_chunks::<CHANNELS>().0;
-        let mut out = Vec::with_capacity(picture.len());
         let scale = |side: usize| (cropped(side) as f64 / side as f64) as f32;
         let middle = |side: usize| (side as f64 / 2.0 - 0.5) as f32;
         let (sin, cos) = libm::sincos(f64::from(self.angle));
         let (sin, cos) = (sin as f32, cos as f32);
         let (middle_y, middle_x) = (middle(h), middle(w));
         let (of_y, of_x) = ([scale(h) * cos, scale(h) * sin], [-(scale(w) * sin), scale(w) * cos]);
-        for y in 0..h {
+        for (y, row) in seen.as_chunks_mut::<CHANNELS>().0.chunks_mut(w.max(1)).enumerate() {
             let y = y as f32 - middle_y;
             let (row_y, row_x) = (of_y[0] * y, of_x[0] * y);
-            for x in 0..w {
+            for (x, pixel) in row.iter_mut().enumerate() {
                 let x = x as f32 - middle_x;
                 let source_y = fused(of_y[1], x, row_y) + self.center_y + middle_y;
                 let source_x = fused(of_x[1], x, row_x) + self.center_x + middle_x;
-                out.extend(bilinear(pixels, (h, w), source_y, source_x));
+                *pixel = bilinear(pixels, (h, w), source_y, source_x);
             }
         }
-        out
     }
 }
 
