@@ -191,6 +191,8 @@ pub enum WeightsChoice {
     Mu,
     /// Adam's second moment
     Nu,
+    /// SGD's momentum
+    Trace,
 }
 
 /// Names of a tied tensor.
@@ -226,6 +228,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
             WeightsChoice::Raw => Weights::Raw,
             WeightsChoice::Mu => Weights::Mu,
             WeightsChoice::Nu => Weights::Nu,
+            WeightsChoice::Trace => Weights::Trace,
         },
         from: args.from.clone(),
     };

@@ -13,7 +13,7 @@ use orbax::{Checkpoint, Dtype, Source};
 use remap::{Map, Mover, Options, Plan, Settings, Tensor, is_safetensors};
 
 use super::keep::steps;
-use super::{MODEL, OPTIMIZER, ORBAX_STATE, Optimizer, RAW, STATE, StateFile, Tree, VERSION, number};
+use super::{MODEL, OPTIMIZER, ORBAX_STATE, Optimizer, RAW, STATE, StateFile, Tree, VERSION, Values, number};
 use crate::weights::anatomy::Anatomy;
 use crate::weights::open::{Choice, Opened, Weights};
 use crate::weights::scratch::Scratch;
@@ -206,6 +206,13 @@ impl StateOnDisk {
         if let Some(stored) = self.trees.get(&tree) {
             *stored.unstacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+    }
+}
+
+/// A state on disk can be written again: in the other form, as another step.
+impl Values for StateOnDisk {
+    fn bytes(&self, tree: Tree, name: &str) -> Result<Vec<u8>> {
+        StateOnDisk::bytes(self, tree, name)
     }
 }
 
