@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::model::settings::{Expert, Head, Lora, Settings, Vision};
+use crate::weights::companions::{Kind, Preset};
 
 const VARIANTS: &str = include_str!("../../configs/model/variants.toml");
 /// The published models.
@@ -85,6 +86,60 @@ pub fn model(name: &str) -> Result<Model> {
     parse(text).with_context(|| format!("configs/model/{name}.toml"))
 }
 
+/// A preset's model in the sizes of its variants, SigLIP and the vocabulary as published.
+///
+/// # Errors
+/// A variant that no file describes.
+pub fn of(preset: &Preset) -> Result<Settings> {
+    let base = match preset.model {
+        Kind::Pi0 => "pi0",
+        Kind::Pi05 => "pi05",
+        Kind::Pi0Fast => "pi0_fast",
+    };
+    let mut settings = model(base)?.settings;
+    let action_dim = usize::try_from(preset.action_dim).context("action_dim")?;
+    settings.head = match settings.head {
+        Head::StateToken { .. } => Head::StateToken { action_dim },
+        Head::Adaptive { .. } => Head::Adaptive { action_dim },
+        Head::Tokens => Head::Tokens,
+    };
+    let variants = [Some(&preset.paligemma_variant), preset.action_expert_variant.as_ref()];
+    let experts = variants.into_iter().flatten().zip(settings.experts.clone());
+    settings.experts = experts.map(|(name, old)| Ok(gemma(name)?.expert(old.adaptive))).collect::<Result<_>>()?;
+    match settings.faults() {
+        faults if faults.is_empty() => Ok(settings),
+        faults => bail!("{}: {}", preset.name, faults.join("; ")),
+    }
+}
+
+/// Rank of a variant's low-rank pairs; 0 is none.
+///
+/// # Errors
+/// No file describes it.
+pub fn rank(variant: &str) -> Result<usize> {
+    Ok(gemma(variant)?.lora)
+}
+
+fn gemma(name: &str) -> Result<Gemma> {
+    let mut variants: Variants = toml::from_str(VARIANTS).context("configs/model/variants.toml")?;
+    variants.gemma.remove(name).with_context(|| format!("{name}: no such Gemma in variants.toml"))
+}
+
+impl Gemma {
+    fn expert(&self, adaptive: bool) -> Expert {
+        Expert {
+            width: self.width,
+            depth: self.depth,
+            mlp: self.mlp,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_size: self.head_size,
+            adaptive,
+            lora: Lora { attention: self.lora, feed_forward: self.lora, scale: 1.0 },
+        }
+    }
+}
+
 /// A model file's text.
 ///
 /// # Errors
@@ -102,17 +157,9 @@ pub fn parse(text: &str) -> Result<Model> {
         (head, state, norm) => bail!("no model has head = {head}, state = {state} and action_norm = {norm}"),
     };
     let expert = |(e, name): (usize, &String)| {
-        let g = variants.gemma.get(name).with_context(|| format!("{name}: no such Gemma in variants.toml"))?;
-        Ok(Expert {
-            width: g.width,
-            depth: g.depth,
-            mlp: g.mlp,
-            heads: g.heads,
-            kv_heads: g.kv_heads,
-            head_size: g.head_size,
-            adaptive: e == 1 && matches!(head, Head::Adaptive { .. }),
-            lora: Lora { attention: g.lora, feed_forward: g.lora, scale: 1.0 },
-        })
+        let adaptive = e == 1 && matches!(head, Head::Adaptive { .. });
+        let found = variants.gemma.get(name).with_context(|| format!("{name}: no such Gemma in variants.toml"))?;
+        Ok(found.expert(adaptive))
     };
     let settings = Settings {
         vision: Vision {

@@ -45,6 +45,8 @@ pub struct Loaded {
     /// SHA-256 over canonical name, dtype, shape and bytes of every parameter as loaded, in the order of names: the same
     /// for a checkpoint and all its conversions. Empty where nobody asked.
     pub digest: String,
+    /// Canonical names of what the checkpoint did not have.
+    pub filled: Vec<String>,
 }
 
 /// Settings of the model that these tensors are.
@@ -108,26 +110,45 @@ pub fn settings(anatomy: &Anatomy, lora_scale: f64) -> Result<Settings> {
 /// # Errors
 /// All that is missing, unknown, doubled or mis-shaped, together; what the medium says.
 pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progress) -> Result<Loaded> {
+    let (map, heads) = (Map::pi0(), heads(opened));
+    let from = opened.scheme(&map, how.from.as_deref())?;
+    let options = Options { heads, lora: remap::Lora::Keep, ..Options::default() };
+    let settings = settings(&Anatomy::read(&map, &opened.tensors, from, &options)?, how.lora_scale)?;
+    load_as(&settings, opened, how, &|_, _| None, device, progress)
+}
+
+/// A model of these settings with an opened checkpoint's weights, and for parameters that are not in it what `missing`
+/// gives by canonical name and shape: low-rank pairs that a base does not have, all but PaliGemma.
+///
+/// # Errors
+/// As [`load`]; what `missing` does not give either is missing.
+pub fn load_as(
+    settings: &Settings,
+    opened: &Opened,
+    how: &Load,
+    missing: &Missing<'_>,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Loaded> {
     let map = Map::pi0();
     let from = opened.scheme(&map, how.from.as_deref())?;
     let burn = map.scheme("burn").context("the map has a scheme burn")?;
-    let heads = opened.own_anatomy().map(|a| a.heads()).unwrap_or_default();
     let options = Options {
-        heads,
+        heads: heads(opened),
         lora: remap::Lora::Keep,
         cast: how.parameters.map(dtype_of).transpose()?,
+        // Whether it is whole, `agree` says below, by the model itself.
+        part: true,
         ..Options::default()
     };
-    let anatomy = Anatomy::read(&map, &opened.tensors, from, &options)?;
-    let settings = settings(&anatomy, how.lora_scale)?;
     let plan = Plan::new(&map, &opened.tensors, from, burn, &options)?;
-    let pi = Pi::init(&settings, how.activations, device);
-    agree(&pi, &plan)?;
+    let pi = Pi::init(settings, how.activations, device);
+    let mut bytes = agree(&pi, &plan, missing)?;
+    let filled: Vec<String> = bytes.keys().cloned().collect();
     let stop = AtomicBool::new(false);
     let memory = Memory::new(&plan);
     let mover = Mover::new(&plan, &*opened.source, &opened.arrays, None, remap::Settings::threads(how.threads), &stop);
     watched(&mover, progress, "reading weights", || Ok(mover.run(&mover.units(|_| true), &memory)?))?;
-    let mut bytes: BTreeMap<String, (Vec<u8>, DType)> = BTreeMap::new();
     for (output, slot) in plan.outputs.iter().zip(memory.bytes) {
         let data = slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         bytes.insert(output.tensor.name.clone(), (data, dtype_from(output.tensor.dtype)?));
@@ -135,7 +156,32 @@ pub fn load(opened: &Opened, how: &Load, device: &Device, progress: &dyn Progres
     let digest = if how.digest { digest(&bytes, &pi) } else { String::new() };
     let pi = pi.map(&mut Fill { path: vec![], bytes, device: device.clone() });
     let pi = if how.pack { packed(pi) } else { pi };
-    Ok(Loaded { pi, digest })
+    Ok(Loaded { pi, digest, filled })
+}
+
+/// A model of these settings whose every parameter `give` gives.
+///
+/// # Errors
+/// One that it does not give.
+pub fn make(settings: &Settings, activations: DType, give: &Missing<'_>, device: &Device) -> Result<Pi> {
+    let pi = Pi::init(settings, activations, device);
+    let mut bytes = BTreeMap::new();
+    for (name, shape) in pi.parameters() {
+        let values = give(&name, &shape).with_context(|| format!("{name}: nothing says how it begins"))?;
+        bytes.insert(name, (plain(&values), DType::F32));
+    }
+    Ok(pi.map(&mut Fill { path: vec![], bytes, device: device.clone() }))
+}
+
+/// Values of a parameter that a checkpoint does not have, row by row, by canonical name and shape.
+pub type Missing<'a> = dyn Fn(&str, &[usize]) -> Option<Vec<f32>> + 'a;
+
+fn plain(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn heads(opened: &Opened) -> BTreeMap<(String, char), u64> {
+    opened.own_anatomy().map(|a| a.heads()).unwrap_or_default()
 }
 
 fn packed(mut pi: Pi) -> Pi {
@@ -153,25 +199,30 @@ fn digest(bytes: &BTreeMap<String, (Vec<u8>, DType)>, pi: &Pi) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Every parameter of the model is an output of the plan in the same shape, and the other way round.
-fn agree(pi: &Pi, plan: &Plan) -> Result<()> {
+/// Every parameter of the model is an output of the plan in the same shape, and the other way round; or `missing` gives it.
+fn agree(pi: &Pi, plan: &Plan, missing: &Missing<'_>) -> Result<BTreeMap<String, (Vec<u8>, DType)>> {
     let wanted: BTreeMap<String, Vec<usize>> = pi.parameters().into_iter().collect();
     let planned: BTreeMap<&str, Vec<usize>> = plan
         .outputs
         .iter()
         .map(|o| (o.tensor.name.as_str(), o.tensor.shape.iter().map(|n| *n as usize).collect()))
         .collect();
-    let mut faults = vec![];
+    let (mut faults, mut given) = (vec![], BTreeMap::new());
     for (name, shape) in &wanted {
         match planned.get(name.as_str()) {
-            None => faults.push(format!("{name}: missing; the model has it as {shape:?}")),
+            None => match missing(name, shape) {
+                Some(values) => {
+                    given.insert(name.clone(), (plain(&values), DType::F32));
+                }
+                None => faults.push(format!("{name}: missing; the model has it as {shape:?}")),
+            },
             Some(found) if found != shape => faults.push(format!("{name}: found {found:?}, expected {shape:?}")),
             Some(_) => {}
         }
     }
     let strange = planned.keys().filter(|name| !wanted.contains_key(**name));
     faults.extend(strange.map(|name| format!("{name}: no part of a {}", pi.settings().family())));
-    if faults.is_empty() { Ok(()) } else { bail!("the tensors are not this model's:\n  {}", faults.join("\n  ")) }
+    if faults.is_empty() { Ok(given) } else { bail!("the tensors are not this model's:\n  {}", faults.join("\n  ")) }
 }
 
 /// Puts each tensor into its parameter; `agree` has seen that every one is there.

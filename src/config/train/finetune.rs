@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{LrSchedule, Optimizer, Training};
+pub use crate::train::augment::Augment;
 
 /// Choices of ours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,19 +74,6 @@ impl Default for Time {
     fn default() -> Self {
         Time { alpha: 1.5, beta: 1.0 }
     }
-}
-
-/// What is done to images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Augment {
-    /// As openpi does it, what it does wrong too.
-    #[default]
-    Openpi,
-    /// Nothing.
-    Off,
-    /// What openpi means to do.
-    Fixed,
 }
 
 /// What each value must be by itself, and some together.
