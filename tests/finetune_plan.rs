@@ -2,10 +2,13 @@
 #![cfg(feature = "robot")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use orbax::Dtype;
 use pi0_burn::train::freeze::Freeze;
+use pi0_burn::weights::companions::Kind;
+use pi0_burn::weights::init::{Birth, Law};
+use pi0_burn::weights::names;
 use remap::{Lora, Map, Options, Plan, Tensor};
 
 const TREES: [&str; 8] = [
@@ -19,10 +22,21 @@ const TREES: [&str; 8] = [
     "pi0_lora_paligemma_only",
 ];
 
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(path)
+}
+
+/// What a model of these JAX leaves is made of.
+fn plan(leaves: &[Tensor]) -> Plan {
+    let map = Map::pi0();
+    let scheme = |name| map.scheme(name).expect("a scheme");
+    let options = Options { lora: Lora::Keep, ..Options::default() };
+    Plan::new(&map, leaves, scheme("jax"), scheme("burn"), &options).expect("a whole model")
+}
+
 /// Canonical name of every parameter: its shape, and whether openpi freezes the leaf in which it lies.
 fn tree(name: &str) -> BTreeMap<String, (Vec<u64>, bool)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/trees/{name}.tsv"));
-    let text = std::fs::read_to_string(path).expect("a tree");
+    let text = std::fs::read_to_string(golden(&format!("trees/{name}.tsv"))).expect("a tree");
     let mut frozen = BTreeSet::new();
     let leaf = |line: &str| {
         let mut parts = line.split('\t');
@@ -38,12 +52,9 @@ fn tree(name: &str) -> BTreeMap<String, (Vec<u64>, bool)> {
             tensor
         })
         .collect();
-    let map = Map::pi0();
-    let scheme = |name| map.scheme(name).expect("a scheme");
-    let options = Options { lora: Lora::Keep, ..Options::default() };
-    let plan = Plan::new(&map, &leaves, scheme("jax"), scheme("burn"), &options).expect("a whole model");
+    let plan = plan(&leaves);
     let outputs = plan.outputs.iter().map(|o| {
-        let leaf = pi0_burn::weights::names::jax(&o.tensor.name).expect("a leaf");
+        let leaf = names::jax(&o.tensor.name).expect("a leaf");
         assert!(leaves.iter().any(|l| l.name == leaf), "{leaf}");
         (o.tensor.name.clone(), (o.tensor.shape.clone(), frozen.contains(&leaf)))
     });
@@ -78,4 +89,98 @@ fn with_pairs_in_both_experts_as_many_values_are_trained_as_in_openpi() {
     let tree = tree("pi0_lora");
     let trained = tree.values().filter(|(_, cold)| !cold).map(|(shape, _)| shape.iter().product::<u64>());
     assert_eq!(trained.sum::<u64>(), 468_039_440);
+}
+
+fn birth(tree: &str, seed: u64) -> Birth {
+    let model = match tree {
+        _ if tree.starts_with("pi0_fast") => Kind::Pi0Fast,
+        _ if tree.starts_with("pi05") => Kind::Pi05,
+        _ => Kind::Pi0,
+    };
+    Birth { model, heads: 8, seed }
+}
+
+#[test]
+fn every_parameter_has_its_law() {
+    for name in TREES {
+        for (parameter, (shape, _)) in tree(name) {
+            let shape: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
+            let law = birth(name, 0).law(&parameter, &shape).unwrap_or_else(|| panic!("{parameter}: no law"));
+            if let Law::Normal { deviation: x } | Law::Truncated { deviation: x } | Law::Uniform { limit: x } = law {
+                assert!(x > 0.0 && x < 1.0, "{parameter}: {law:?}");
+            }
+        }
+    }
+}
+
+/// Statistics of one leaf over several seeds, as `golden/record_init.py` has them.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Recorded {
+    shape: Vec<u64>,
+    count: usize,
+    mean: f64,
+    deviation: f64,
+    kurtosis: f64,
+    least: f64,
+    greatest: f64,
+}
+
+impl Recorded {
+    fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let moment = |k: i32| values.iter().map(|x| (x - mean).powi(k)).sum::<f64>() / n;
+        let deviation = moment(2).sqrt();
+        Recorded {
+            shape: vec![],
+            count: values.len(),
+            mean,
+            deviation,
+            kurtosis: if deviation > 0.0 { moment(4) / deviation.powi(4) } else { 0.0 },
+            least: values.iter().copied().fold(f64::INFINITY, f64::min),
+            greatest: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+}
+
+#[test]
+fn models_are_born_as_openpis() {
+    for name in ["pi0", "pi05", "pi0_fast"] {
+        let text = std::fs::read_to_string(golden(&format!("init/{name}.json"))).expect("statistics");
+        let recorded: BTreeMap<String, Recorded> = serde_json::from_str(&text).expect("statistics");
+        let leaves = recorded.iter().map(|(leaf, r)| Tensor {
+            name: leaf.clone(),
+            shape: r.shape.clone(),
+            dtype: Dtype::F32,
+        });
+        let mut drawn: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for output in plan(&leaves.collect::<Vec<_>>()).outputs {
+            let shape: Vec<usize> = output.tensor.shape.iter().map(|n| *n as usize).collect();
+            let leaf = drawn.entry(names::jax(&output.tensor.name).expect("a leaf")).or_default();
+            for seed in 0..4 {
+                let values = birth(name, seed).values(&output.tensor.name, &shape).expect("a parameter");
+                leaf.extend(values.into_iter().map(f64::from));
+            }
+        }
+        assert_eq!(drawn.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>());
+        for (leaf, theirs) in &recorded {
+            let ours = Recorded::of(&drawn[leaf]);
+            assert_eq!(ours.count, theirs.count, "{leaf}");
+            // Two samples of one law: five deviations of the difference, and a little for small samples.
+            let error = 5.0 * (2.0 / theirs.count as f64).sqrt();
+            let apart = |a: f64, b: f64, unit: f64| (a - b).abs() / unit;
+            if theirs.deviation == 0.0 {
+                assert_eq!((ours.least, ours.greatest), (theirs.least, theirs.greatest), "{leaf}");
+                continue;
+            }
+            let unit = theirs.deviation;
+            assert!(apart(ours.mean, theirs.mean, unit) < error, "{leaf}: {ours:?} {theirs:?}");
+            assert!(apart(ours.deviation, theirs.deviation, unit) < error, "{leaf}: {ours:?} {theirs:?}");
+            assert!(apart(ours.kurtosis, theirs.kurtosis, 5.0) < error, "{leaf}: {ours:?} {theirs:?}");
+            // Where it is cut, it is cut at the same place; where it is not, it goes about as far.
+            let room = if theirs.kurtosis < 2.7 { 0.1 } else { 1.6 };
+            assert!(apart(ours.greatest, theirs.greatest, unit) < room, "{leaf}: {ours:?} {theirs:?}");
+            assert!(apart(ours.least, theirs.least, unit) < room, "{leaf}: {ours:?} {theirs:?}");
+        }
+    }
 }

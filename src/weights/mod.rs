@@ -7,6 +7,8 @@ pub mod companions;
 pub mod convert;
 mod decide;
 pub mod diff;
+#[cfg(feature = "robot")]
+pub mod init;
 mod jax;
 #[cfg(feature = "model")]
 pub mod load;
