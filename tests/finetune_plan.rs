@@ -148,11 +148,8 @@ fn models_are_born_as_openpis() {
     for name in ["pi0", "pi05", "pi0_fast"] {
         let text = std::fs::read_to_string(golden(&format!("init/{name}.json"))).expect("statistics");
         let recorded: BTreeMap<String, Recorded> = serde_json::from_str(&text).expect("statistics");
-        let leaves = recorded.iter().map(|(leaf, r)| Tensor {
-            name: leaf.clone(),
-            shape: r.shape.clone(),
-            dtype: Dtype::F32,
-        });
+        let leaves =
+            recorded.iter().map(|(leaf, r)| Tensor { name: leaf.clone(), shape: r.shape.clone(), dtype: Dtype::F32 });
         let mut drawn: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for output in plan(&leaves.collect::<Vec<_>>()).outputs {
             let shape: Vec<usize> = output.tensor.shape.iter().map(|n| *n as usize).collect();

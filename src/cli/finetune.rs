@@ -135,8 +135,7 @@ impl Args {
     fn preset(&self) -> Result<(Train, Vec<String>)> {
         let mut pairs: Vec<(String, String)> =
             self.overrides.iter().map(|text| overrides::pair(text)).collect::<Result<_>>()?;
-        let numbers =
-            [("num_train_steps", self.num_train_steps), ("batch_size", self.batch_size), ("seed", self.seed)];
+        let numbers = [("num_train_steps", self.num_train_steps), ("batch_size", self.batch_size), ("seed", self.seed)];
         for (key, value) in numbers {
             pairs.extend(value.map(|value| (key.to_owned(), value.to_string())));
         }

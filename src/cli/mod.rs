@@ -19,6 +19,8 @@ pub mod explain;
 #[cfg(feature = "robot")]
 pub mod fast_tokenizer;
 mod fetch;
+#[cfg(feature = "model")]
+pub mod finetune;
 pub mod inspect;
 #[cfg(feature = "robot")]
 mod motion;
@@ -73,6 +75,9 @@ pub enum Verb {
     /// Make a FAST codec of action chunks, or check one against them
     #[cfg(feature = "robot")]
     FastTokenizer(Box<fast_tokenizer::Args>),
+    /// Fine-tune a model on a robot's data: whole, or by low-rank pairs
+    #[cfg(feature = "model")]
+    Finetune(Box<finetune::Args>),
     /// Tell what a checkpoint is, list what is in it, or compare two
     Inspect(Box<inspect::Args>),
     /// Compute what a dataset is normalised by, or hold such statistics against data
@@ -124,6 +129,8 @@ pub fn run(cli: Cli) -> ExitCode {
             let result = fast_tokenizer::run(*args, &mouth);
             (mouth, result)
         }
+        #[cfg(feature = "model")]
+        Verb::Finetune(args) => speak!(finetune, args),
         Verb::Inspect(args) => speak!(inspect, args),
         #[cfg(feature = "robot")]
         Verb::NormStats(args) => speak!(norm_stats, args),

@@ -95,6 +95,18 @@ impl Mouth {
     }
 }
 
+impl Mouth {
+    /// A line on the way, for people: on stderr, above the bar where there is one.
+    pub fn note(&self, line: &str) {
+        match &*self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(bar) => bar.println(line),
+            None => {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        }
+    }
+}
+
 impl Progress for Mouth {
     fn phase(&self, what: &str, bytes: u64) {
         let template = match bytes {

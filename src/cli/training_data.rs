@@ -20,6 +20,7 @@ use crate::data::lerobot::{Dataset, Kind as Feature};
 use crate::data::loader::{Fake, Frames, Source, fake};
 use crate::policy::chain::{self, Data, Origin, Statistics, Widths, chain};
 use crate::policy::norm_stats::NormStats;
+use crate::policy::record::Record;
 use crate::policy::tokenizer::Tokenizer;
 use crate::weights::companions::Kind;
 
@@ -143,8 +144,23 @@ pub struct TrainingData {
     pub slots: Vec<String>,
     /// What state and actions are normalised by, to be kept beside the weights; none of made-up data.
     pub norm_stats: Option<NormStats>,
+    /// The vocabulary; none of made-up data.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     /// Where it all came from.
     pub told: Told,
+}
+
+impl TrainingData {
+    /// What an example's tokens say, for people; nothing of made-up data.
+    pub fn prompt(&self, record: &Record) -> String {
+        let list = |key: &str| record.array(key).ok().and_then(|array| array.integers());
+        let mask = record.array("tokenized_prompt_mask").ok().and_then(|array| array.flags());
+        let (Some(tokenizer), Some(tokens), Some(mask)) = (&self.tokenizer, list("tokenized_prompt"), mask) else {
+            return String::new();
+        };
+        let said = tokens.iter().zip(mask).filter(|(_, seen)| *seen);
+        tokenizer.decode(&said.filter_map(|(id, _)| u32::try_from(*id).ok()).collect::<Vec<u32>>())
+    }
 }
 
 /// Puts it together. Reads no frame.
@@ -230,7 +246,7 @@ pub fn open(args: &Args, preset: &Train, network: Network<'_>, seed: u64, mouth:
         Statistics::Given(stats) => Some(stats),
         Statistics::Missing { .. } | Statistics::Skipped => None,
     };
-    Ok(TrainingData { sources, slots: preset.slots()?, norm_stats, told })
+    Ok(TrainingData { sources, slots: preset.slots()?, norm_stats, tokenizer: Some(tokenizer), told })
 }
 
 /// Examples from chance.
@@ -261,6 +277,7 @@ fn made_up(args: &Args, preset: &Train, network: Network<'_>, seed: u64) -> Resu
         sources: vec![Source { examples: Arc::new(fake), weight: 1.0 }],
         slots,
         norm_stats: None,
+        tokenizer: None,
         told: Told { datasets: vec![told], ..Told::default() },
     })
 }

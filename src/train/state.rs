@@ -85,6 +85,15 @@ impl State {
         self.step
     }
 
+    /// The dtype of every parameter, by name.
+    pub fn dtypes(&self) -> BTreeMap<String, DType> {
+        let mut dtypes = BTreeMap::new();
+        visit(self.pi(), &mut |name, x| {
+            dtypes.insert(name.to_owned(), x.dtype());
+        });
+        dtypes
+    }
+
     /// How steps are made.
     pub fn rule(&self) -> &Rule {
         &self.rule

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use remap::{Dtype, Tensor};
+use orbax::Dtype;
+use remap::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::CheckpointFormat;

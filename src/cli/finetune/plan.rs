@@ -78,6 +78,13 @@ pub(super) struct Told {
     notices: Vec<String>,
 }
 
+impl Told {
+    /// What a user may not expect.
+    pub(super) fn notices(&self) -> &[String] {
+        &self.notices
+    }
+}
+
 /// Some parameters.
 #[derive(Debug, Clone, Serialize)]
 struct Parameters {
@@ -140,8 +147,7 @@ impl Plan {
             mask_dims_from: robot_dims.filter(|_| own.loss.mask_padded_dims),
             seed: training.seed,
         };
-        let rule =
-            Rule { optimizer: training.optimizer, ema_decay: training.ema_decay, recompute: !args.no_recompute };
+        let rule = Rule { optimizer: training.optimizer, ema_decay: training.ema_decay, recompute: !args.no_recompute };
         let folder = Path::new(&training.checkpoint_base_dir).join(&preset.name).join(&exp_name);
         let start = match (training.resume, training.overwrite) {
             (true, _) => Folder::Resume,
@@ -192,6 +198,11 @@ impl Plan {
             keep,
             told,
         })
+    }
+
+    /// Its precision mode.
+    pub(super) fn precision(&self) -> &'static str {
+        self.told.precision
     }
 
     /// For the journal's head.
