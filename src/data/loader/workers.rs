@@ -65,7 +65,7 @@ pub enum LoaderError {
     #[error("a thread to read data cannot be started: {0}")]
     Thread(std::io::Error),
     /// An example that could not be made.
-    #[error("{dataset}: {which}, of step {step}: {source}")]
+    #[error("{dataset}: {which}, of step {step}: {why}")]
     Example {
         /// The dataset's name.
         dataset: String,
@@ -76,7 +76,7 @@ pub enum LoaderError {
         /// The step whose batch it belongs to.
         step: u64,
         /// Why.
-        source: Box<ExampleError>,
+        why: Box<ExampleError>,
     },
     /// It has failed before.
     #[error("the loader has failed before; begin another at step {step}")]
@@ -268,12 +268,12 @@ impl Loader {
             };
             match made {
                 Ok(example) => batch.examples.push(example),
-                Err(source) => {
+                Err(why) => {
                     self.failed = true;
                     self.close();
                     let examples = &self.sources[place.dataset].examples;
                     let (dataset, which) = (examples.name().to_owned(), examples.which(place.frame));
-                    return Err(LoaderError::Example { dataset, which, place, step, source: Box::new(source) });
+                    return Err(LoaderError::Example { dataset, which, place, step, why: Box::new(why) });
                 }
             }
             batch.indices.push((place.dataset, place.frame));
