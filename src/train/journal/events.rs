@@ -8,8 +8,8 @@
 //! crc(x) = rotate_right(crc32c(x), 15) + 0xa282ead8
 //! ```
 //!
-//! Invariant: a record is written with one call, and a file begins with its version. A run that goes on begins a new file,
-//! whose second event tells TensorBoard from which step on older files are void.
+//! Invariant: a record is written with one call; a file begins with its version and with a start, which tells TensorBoard
+//! from which step on older files are void. A run that goes on begins a new file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -79,10 +79,10 @@ impl Events {
         };
         let mut events = Events { path, file };
         events.write(event(0, now).bytes(field::EVENT_FILE_VERSION, VERSION))?;
-        if let Some(step) = resume_at {
-            let start = Message::new().varint(field::SESSION_LOG_STATUS, START);
-            events.write(event(step + 1, now).message(field::EVENT_SESSION_LOG, start))?;
-        }
+        // TensorBoard takes a folder's first start for the run's; each later one voids what it has read from that step on.
+        let start = Message::new().varint(field::SESSION_LOG_STATUS, START);
+        let step = resume_at.map_or(0, |step| step.saturating_add(1));
+        events.write(event(step, now).message(field::EVENT_SESSION_LOG, start))?;
         Ok(events)
     }
 
