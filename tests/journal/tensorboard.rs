@@ -66,7 +66,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
         }
     }
     let crc = !crc;
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xA282_EAD8).to_le_bytes()
+    crc.rotate_right(15).wrapping_add(0xA282_EAD8).to_le_bytes()
 }
 
 fn number(rest: &mut &[u8]) -> u64 {
