@@ -4,23 +4,23 @@ use std::path::{Path, PathBuf};
 
 /// An event, as far as ours have fields.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Event {
-    pub wall_time: f64,
-    pub step: u64,
-    pub version: Option<String>,
-    pub restart: bool,
-    pub values: Vec<Value>,
+pub(super) struct Event {
+    pub(super) wall_time: f64,
+    pub(super) step: u64,
+    pub(super) version: Option<String>,
+    pub(super) restart: bool,
+    pub(super) values: Vec<Value>,
 }
 
 /// A value of a summary.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Value {
-    pub tag: String,
-    pub scalar: Option<f32>,
-    pub plugin: String,
-    pub data_class: u64,
-    pub dims: Vec<u64>,
-    pub strings: Vec<Vec<u8>>,
+pub(super) struct Value {
+    pub(super) tag: String,
+    pub(super) scalar: Option<f32>,
+    pub(super) plugin: String,
+    pub(super) data_class: u64,
+    pub(super) dims: Vec<u64>,
+    pub(super) strings: Vec<Vec<u8>>,
 }
 
 /// A field of a message.
@@ -32,7 +32,7 @@ enum Field<'a> {
 }
 
 /// The event files of a folder in the order in which TensorBoard reads them.
-pub fn files(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = entries.filter(|path| path.to_str().unwrap().contains("tfevents")).collect();
     files.sort();
@@ -40,7 +40,7 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// All events of a file, each checksum held against its bytes.
-pub fn events(path: &Path) -> Vec<Event> {
+pub(super) fn events(path: &Path) -> Vec<Event> {
     let bytes = std::fs::read(path).unwrap();
     let (mut rest, mut events) = (&bytes[..], vec![]);
     while !rest.is_empty() {
@@ -66,7 +66,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
         }
     }
     let crc = !crc;
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xA282_EAD8).to_le_bytes()
+    crc.rotate_right(15).wrapping_add(0xA282_EAD8).to_le_bytes()
 }
 
 fn number(rest: &mut &[u8]) -> u64 {

@@ -112,10 +112,8 @@ pub(super) fn picture(curve: &Curve, lines: &[Line], scale: Scale, saved: &[u64]
          viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label} over steps\">\n\
          <text class=\"name\" x=\"{LEFT}\" y=\"18\">{label}</text>"
     );
-    let kind = if scale == Scale::Logarithmic { ", logarithmic" } else { "" };
-    if means.is_none() && !kind.is_empty() {
-        let _ =
-            writeln!(t, "<text x=\"{right}\" y=\"18\" text-anchor=\"end\">{}</text>", kind.trim_start_matches(", "));
+    if means.is_none() && scale == Scale::Logarithmic {
+        let _ = writeln!(t, "<text x=\"{right}\" y=\"18\" text-anchor=\"end\">logarithmic</text>");
     }
     panel.grid(&mut t, &panel.step_marks(), &panel.down_marks(curve.unit));
     let below = bottom + 28.0;
@@ -125,12 +123,12 @@ pub(super) fn picture(curve: &Curve, lines: &[Line], scale: Scale, saved: &[u64]
     let _ = writeln!(t, "<path class=\"{class}\" d=\"{}\"/>", path(&values));
     if let Some(means) = &means {
         let _ = writeln!(t, "<path class=\"line\" d=\"{}\"/>", path(means));
-        legend(&mut t, right, kind, window(lines.len()), !saved.is_empty());
+        legend(&mut t, right, window(lines.len()), !saved.is_empty());
         for step in saved.iter().filter(|step| **step <= last) {
             let x = panel.across(*step as f64);
             let _ = writeln!(
                 t,
-                "<path class=\"saved\" d=\"M{x:.1} {bottom:.1}l-4 7h8z\"><title>checkpoint {step}</title></path>"
+                "<path class=\"saved\" d=\"M{x:.1} {bottom:.1}l-4 -7h8z\"><title>checkpoint {step}</title></path>"
             );
         }
         for (line, value) in lines.iter().zip(&values).filter(|(_, value)| !value.is_finite()).take(MAX_MARKS) {
@@ -151,8 +149,8 @@ pub(super) fn picture(curve: &Curve, lines: &[Line], scale: Scale, saved: &[u64]
 }
 
 /// What the lines and marks of the loss are, at the right.
-fn legend(t: &mut String, right: f64, kind: &str, window: usize, saved: bool) {
-    let mean = format!("mean over about {window} lines{kind}");
+fn legend(t: &mut String, right: f64, window: usize, saved: bool) {
+    let mean = format!("mean over about {window} lines");
     let mut x = right - 5.4 * mean.len() as f64;
     let _ =
         writeln!(t, "<text x=\"{x:.1}\" y=\"18\">{mean}</text><path class=\"line\" d=\"M{:.1} 14.5h18\"/>", x - 23.0);
@@ -163,7 +161,7 @@ fn legend(t: &mut String, right: f64, kind: &str, window: usize, saved: bool) {
         x -= 23.0 + 74.0;
         let _ = writeln!(
             t,
-            "<text x=\"{x:.1}\" y=\"18\">checkpoint</text><path class=\"saved\" d=\"M{:.1} 11l-4 7h8z\"/>",
+            "<text x=\"{x:.1}\" y=\"18\">checkpoint</text><path class=\"saved\" d=\"M{:.1} 18l-4 -7h8z\"/>",
             x - 9.0
         );
     }

@@ -8,8 +8,8 @@
 //! crc(x) = rotate_right(crc32c(x), 15) + 0xa282ead8
 //! ```
 //!
-//! Invariant: a record is written with one call, and a file begins with its version. A run that goes on begins a new file,
-//! whose second event tells TensorBoard from which step on older files are void.
+//! Invariant: a record is written with one call; a file begins with its version and with a start, which tells TensorBoard
+//! from which step on older files are void. A run that goes on begins a new file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -79,10 +79,10 @@ impl Events {
         };
         let mut events = Events { path, file };
         events.write(event(0, now).bytes(field::EVENT_FILE_VERSION, VERSION))?;
-        if let Some(step) = resume_at {
-            let start = Message::new().varint(field::SESSION_LOG_STATUS, START);
-            events.write(event(step + 1, now).message(field::EVENT_SESSION_LOG, start))?;
-        }
+        // TensorBoard takes a folder's first start for the run's; each later one voids what it has read from that step on.
+        let start = Message::new().varint(field::SESSION_LOG_STATUS, START);
+        let step = resume_at.map_or(0, |step| step.saturating_add(1));
+        events.write(event(step, now).message(field::EVENT_SESSION_LOG, start))?;
         Ok(events)
     }
 
@@ -96,8 +96,8 @@ impl Events {
 
     /// A text, in Markdown.
     pub(super) fn text(&mut self, step: u64, tag: &str, text: &str, now: SystemTime) -> Result<(), JournalError> {
-        let strings = [text.as_bytes()];
-        self.summary(step, [strings_of(tag, "text", DATA_CLASS_TENSOR, &strings)], now)
+        let value = strings_of(tag, "text", DATA_CLASS_TENSOR, Message::new(), &[text.as_bytes()]);
+        self.summary(step, [value], now)
     }
 
     /// Pictures of one size under one tag, each a PNG.
@@ -111,7 +111,9 @@ impl Events {
     ) -> Result<(), JournalError> {
         let sides = [width, height].map(|side| side.to_string());
         let strings: Vec<&[u8]> = sides.iter().map(|side| side.as_bytes()).chain(pngs.iter().copied()).collect();
-        self.summary(step, [strings_of(tag, "images", DATA_CLASS_BLOB_SEQUENCE, &strings)], now)
+        let dim = Message::new().varint(field::DIM_SIZE, strings.len() as u64);
+        let vector = Message::new().message(field::SHAPE_DIM, dim);
+        self.summary(step, [strings_of(tag, "images", DATA_CLASS_BLOB_SEQUENCE, vector, &strings)], now)
     }
 
     fn summary(
@@ -134,12 +136,9 @@ fn event(step: u64, now: SystemTime) -> Message {
     Message::new().double(field::EVENT_WALL_TIME, since_epoch(now).as_secs_f64()).varint(field::EVENT_STEP, step)
 }
 
-/// A value that a plugin draws: a vector of strings.
-fn strings_of(tag: &str, plugin: &str, data_class: u64, strings: &[&[u8]]) -> Message {
-    let dim = Message::new().varint(field::DIM_SIZE, strings.len() as u64);
-    let tensor = Message::new()
-        .varint(field::TENSOR_DTYPE, DT_STRING)
-        .message(field::TENSOR_SHAPE, Message::new().message(field::SHAPE_DIM, dim));
+/// A value that a plugin draws: strings, of a shape.
+fn strings_of(tag: &str, plugin: &str, data_class: u64, shape: Message, strings: &[&[u8]]) -> Message {
+    let tensor = Message::new().varint(field::TENSOR_DTYPE, DT_STRING).message(field::TENSOR_SHAPE, shape);
     let tensor = strings.iter().fold(tensor, |tensor, string| tensor.bytes(field::TENSOR_STRING, string));
     let plugin = Message::new().bytes(field::PLUGIN_DATA_NAME, plugin.as_bytes());
     let metadata =

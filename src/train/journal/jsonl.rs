@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::line::Line;
-use super::{JournalError, io, replace};
+use super::{Durable, JournalError, io, replace};
 
 /// Bytes of a line at most; ours have about 200.
 const MAX_LINE_BYTES: u64 = 1 << 16;
@@ -62,7 +62,7 @@ impl Metrics {
         if kept < length {
             let mut file = reader.into_inner();
             file.seek(SeekFrom::Start(0)).map_err(io(path, "read"))?;
-            replace(path, &mut file.take(kept))?;
+            replace(path, &mut file.take(kept), Durable::Yes)?;
         }
         let file = OpenOptions::new().append(true).open(path).map_err(io(path, "written"))?;
         Ok(Metrics { path: path.to_owned(), file })

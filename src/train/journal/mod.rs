@@ -215,7 +215,7 @@ impl Journal {
             state,
             now,
         });
-        replace(&self.dir.join(REPORT), &mut page.as_bytes())?;
+        replace(&self.dir.join(REPORT), &mut page.as_bytes(), Durable::No)?;
         self.reported = Some(now);
         Ok(())
     }
@@ -237,6 +237,15 @@ impl Header {
             ("steps", count(self.steps)),
             ("batch size", count(self.batch_size)),
         ]
+    }
+
+    /// What one asks first.
+    fn summary(&self) -> String {
+        let (trainable, frozen) = (count(self.trainable), count(self.frozen));
+        let datasets = self.datasets.join(", ");
+        let parameters = format!("{trainable} parameters trainable, {frozen} frozen");
+        let words = [&self.model, &datasets, &self.device, &self.precision, &parameters].map(String::as_str);
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" · ")
     }
 
     /// All of it as a table in Markdown.
@@ -277,14 +286,23 @@ fn io(path: &Path, doing: &'static str) -> impl Fn(std_io::Error) -> JournalErro
     move |source| JournalError::Io { path: path.to_owned(), doing, source }
 }
 
+/// Whether a file must outlive a loss of power; waiting for the disk takes its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    No,
+}
+
 /// Puts new content under a name, at once: under the name there is the old or the new, never a part.
-fn replace(path: &Path, content: &mut impl Read) -> Result<(), JournalError> {
+fn replace(path: &Path, content: &mut impl Read, durable: Durable) -> Result<(), JournalError> {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".part");
     let part = path.with_file_name(name);
     let mut file = File::create(&part).map_err(io(&part, "made"))?;
     std_io::copy(content, &mut file).map_err(io(&part, "written"))?;
-    file.sync_all().map_err(io(&part, "written"))?;
+    if durable == Durable::Yes {
+        file.sync_all().map_err(io(&part, "written"))?;
+    }
     fs::rename(&part, path).map_err(io(path, "put in place"))
 }

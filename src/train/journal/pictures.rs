@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, io, replace};
+use super::{Durable, JournalError, io, replace};
 use crate::plot::png;
 
 /// The folder, and the captions in it.
@@ -93,7 +93,7 @@ pub(super) fn write(dir: &Path, examples: &[Example]) -> Result<Vec<Shown>, Jour
     }
     let path = folder.join(CAPTIONS);
     let text = serde_json::to_vec_pretty(&all).map_err(|error| io(&path, "written")(error.into()))?;
-    replace(&path, &mut &text[..])?;
+    replace(&path, &mut &text[..], Durable::Yes)?;
     Ok(all)
 }
 

@@ -105,6 +105,7 @@ pub(super) fn page(page: &Page) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
          <style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>"
     );
+    let _ = writeln!(t, "<p class=\"quiet\">{}</p>", escape(&page.header.summary()));
     state(&mut t, page);
     curves(&mut t, page);
     saved(&mut t, page);
@@ -161,9 +162,9 @@ fn state(t: &mut String, page: &Page) {
     t.push_str("</div>\n");
     let bad: Vec<u64> = page.lines.iter().filter(|line| !line.loss.is_finite()).map(|line| line.step).collect();
     if let Some(first) = bad.first() {
-        let (count, first) = (count(bad.len() as u64), count(*first));
-        let _ =
-            writeln!(t, "<p class=\"bad-word\">The loss was not finite in {count} lines, first at step {first}.</p>");
+        let lines = if bad.len() == 1 { "1 line".to_owned() } else { format!("{} lines", count(bad.len() as u64)) };
+        let first = count(*first);
+        let _ = writeln!(t, "<p class=\"bad-word\">The loss was not finite in {lines}, first at step {first}.</p>");
     }
 }
 
