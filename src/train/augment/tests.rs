@@ -1,3 +1,6 @@
+//! Draws and pictures without a recording: distributions, independence of rows and threads, what is mended, what is refused.
+//! Invariant: all chance is from seeds; nothing here can fail on one day and pass on another.
+
 use super::*;
 
 const SIZE: (usize, usize) = (224, 224);
