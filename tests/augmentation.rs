@@ -114,7 +114,8 @@ fn a_thousandth_of_any_draw_is_seen() {
     let recorded = recorded();
     let bases = recorded.iter().filter(|picture| picture.draws.view.is_some() && picture.draws.jitter.applied);
     let base = bases.into_iter().next().expect("a cropped and jittered picture");
-    let moved: [(&str, fn(&mut Draws)); 6] = [
+    type Change = fn(&mut Draws);
+    let moved: [(&str, Change); 6] = [
         ("center_y", |d| d.view.as_mut().expect("one").center_y += 1e-3),
         ("center_x", |d| d.view.as_mut().expect("one").center_x += 1e-3),
         ("angle", |d| d.view.as_mut().expect("one").angle += 1e-3),

@@ -1,3 +1,6 @@
+//! Draws and pictures without a recording: distributions, independence of rows and threads, what is mended, what is refused.
+//! Invariant: all chance is from seeds; nothing here can fail on one day and pass on another.
+
 use super::*;
 
 const SIZE: (usize, usize) = (224, 224);
@@ -13,8 +16,10 @@ fn draws(row: usize, camera: &str, quirks: Quirks) -> Draws {
     Draws::of((3, 11), row, camera, SIZE, quirks)
 }
 
-/// As numbers of [-1, 1], and whether the colours are jittered.
-fn numbers(draws: &Draws) -> ([f64; 7], bool) {
+/// A picture's draws as numbers of [-1, 1], and whether its colours are jittered.
+type Numbers = ([f64; 7], bool);
+
+fn numbers(draws: &Draws) -> Numbers {
     let View { center_y, center_x, angle } = draws.view.expect("a view");
     let Jitter { applied, brightness, contrast, hue, saturation } = draws.jitter;
     let limits = [6.0, 6.0, 5f64.to_radians(), 0.3, 0.4, 0.1, 0.5];
@@ -49,13 +54,13 @@ fn every_word_comes_home() {
 fn draws_are_uniform_in_their_ranges_and_independent() {
     const ROWS: usize = 20_000;
     let all: Vec<_> = (0..ROWS).map(|row| numbers(&draws(row, CAMERAS[0], Quirks::OPENPI))).collect();
-    let mean = |f: &dyn Fn(&([f64; 7], bool)) -> f64| all.iter().map(f).sum::<f64>() / ROWS as f64;
+    let mean = |f: &dyn Fn(&Numbers) -> f64| all.iter().map(f).sum::<f64>() / ROWS as f64;
     // Five deviations of a mean over as many rows.
     let close =
         |found: f64, expected: f64, deviation: f64| (found - expected).abs() < 5.0 * deviation / (ROWS as f64).sqrt();
     assert!(close(mean(&|(_, on)| f64::from(u8::from(*on))), 0.5, 0.5));
     for i in 0..7 {
-        let x = |(x, _): &([f64; 7], bool)| x[i];
+        let x = |(x, _): &Numbers| x[i];
         assert!(all.iter().all(|row| x(row).abs() <= 1.0 + 1e-6), "{i}");
         assert!(close(mean(&x), 0.0, 3f64.sqrt().recip()), "{i}: mean {}", mean(&x));
         assert!(close(mean(&|row| x(row).powi(2)), 1.0 / 3.0, 0.3), "{i}: square {}", mean(&|row| x(row).powi(2)));
