@@ -377,7 +377,10 @@ impl Train {
     /// # Errors
     /// A value that TOML cannot write; a preset was TOML, so there is none.
     pub fn echo(&self) -> Result<String> {
-        Ok(format!("# What this run was configured with; a preset like any other.\n\n{}", toml::to_string(&self.document)?))
+        Ok(format!(
+            "# What this run was configured with; a preset like any other.\n\n{}",
+            toml::to_string(&self.document)?
+        ))
     }
 
     /// A, to which state and actions are padded; pi0-FAST reads both as text and pads neither.

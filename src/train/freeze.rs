@@ -62,9 +62,7 @@ pub enum FreezeError {
         reason: String,
     },
     /// It would freeze nothing.
-    #[error(
-        "{pattern}: no parameter has a name that it matches whole; names are such as {example}, or openpi's {jax}"
-    )]
+    #[error("{pattern}: no parameter has a name that it matches whole; names are such as {example}, or openpi's {jax}")]
     Unmatched {
         /// As it was given.
         pattern: String,
@@ -74,7 +72,9 @@ pub enum FreezeError {
         jax: String,
     },
     /// `lora` without pairs.
-    #[error("lora: the model has no low-rank pairs, so nothing would be frozen; its variants end in _lora where it has")]
+    #[error(
+        "lora: the model has no low-rank pairs, so nothing would be frozen; its variants end in _lora where it has"
+    )]
     NoPairs,
     /// Nothing to train.
     #[error("{freeze}: all {count} parameters would be frozen, and none trained")]

@@ -4,3 +4,4 @@
 //! that a run that was stopped ends with the same bytes as one that was not; what is frozen has no gradient and no state.
 
 pub mod freeze;
+pub mod memory;

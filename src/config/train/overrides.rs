@@ -146,12 +146,7 @@ const CLASSES: [(&str, &str, &str, &str); 7] = [
         "warmup_steps = 1_000\npeak_lr = 2.5e-5\ndecay_steps = 30_000\ndecay_lr = 2.5e-6",
     ),
     ("lr_schedule", "rsqrt_decay", "RsqrtDecaySchedule", "warmup_steps = 1_000\npeak_lr = 5e-5\ntimescale = 10_000.0"),
-    (
-        "optimizer",
-        "adamw",
-        "AdamW",
-        "b1 = 0.9\nb2 = 0.95\neps = 1e-8\nweight_decay = 1e-10\nclip_gradient_norm = 1.0",
-    ),
+    ("optimizer", "adamw", "AdamW", "b1 = 0.9\nb2 = 0.95\neps = 1e-8\nweight_decay = 1e-10\nclip_gradient_norm = 1.0"),
     ("optimizer", "sgd", "SGD", "lr = 5e-5\nmomentum = 0.9\nnesterov = false"),
 ];
 
@@ -233,8 +228,11 @@ fn canonical(key: &str) -> Result<String> {
 fn near(name: &str) -> String {
     let all = names();
     if let Some((table, key)) = name.split_once('.') {
-        let inside: Vec<&str> =
-            all.iter().filter_map(|known| known.strip_prefix(table)?.strip_prefix('.')).filter(|k| *k != "kind").collect();
+        let inside: Vec<&str> = all
+            .iter()
+            .filter_map(|known| known.strip_prefix(table)?.strip_prefix('.'))
+            .filter(|k| *k != "kind")
+            .collect();
         if !inside.is_empty() {
             return format!("in {table} {}", nearest(key, inside));
         }
@@ -272,7 +270,10 @@ impl Editing {
             "model.pytorch_compile_mode" => self.without_meaning(key, "nothing is compiled here"),
             PRECISION => {
                 DTYPES.read(text)?;
-                self.without_meaning(key, "it is of openpi's PyTorch trainer; here model.dtype says in what is computed")
+                self.without_meaning(
+                    key,
+                    "it is of openpi's PyTorch trainer; here model.dtype says in what is computed",
+                )
             }
             _ => self.plain(key, text),
         }
@@ -456,8 +457,10 @@ impl Editing {
     }
 }
 
+/// Of TrainConfig itself; a dataset's and a tokenizer's are many.
 fn optional_names() -> Vec<&'static str> {
-    FIELDS.iter().filter(|field| field.optional && !field.name.starts_with("data.")).map(|field| field.name).collect()
+    let own = |field: &&Field| field.optional && !field.name.contains('.');
+    FIELDS.iter().filter(own).map(|field| field.name).collect()
 }
 
 fn set_delta(data: &mut Table, mask: Option<&[i64]>) {
