@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use orbax::Dtype;
 use pi0_burn::train::freeze::Freeze;
+use pi0_burn::train::memory::{Counts, Expert, Memory, Sizes, Vision};
 use pi0_burn::weights::companions::Kind;
 use pi0_burn::weights::init::{Birth, Law};
 use pi0_burn::weights::names;
@@ -180,4 +181,66 @@ fn models_are_born_as_openpis() {
             assert!(apart(ours.least, theirs.least, unit) < room, "{leaf}: {ours:?} {theirs:?}");
         }
     }
+}
+
+/// The plan of one of openpi's models at its real size, with AdamW and bf16.
+fn memory(name: &str, ema: bool, batch: u64) -> Memory {
+    let tree = tree(name);
+    let frozen: BTreeSet<&str> = tree.iter().filter(|(_, (_, cold))| *cold).map(|(n, _)| n.as_str()).collect();
+    let counts = Counts::of(tree.iter().map(|(n, (shape, _))| (n.as_str(), shape.iter().product())), &frozen);
+    let gemma = |width, mlp, tokens| Expert { width, depth: 18, mlp, heads: 8, kv_heads: 1, head_size: 256, tokens };
+    let (prompt, suffix, logits) = match name {
+        _ if name.starts_with("pi0_fast") => (249, 0, (249, 257_152)),
+        _ if name.starts_with("pi05") => (200, 50, (0, 0)),
+        _ => (48, 51, (0, 0)),
+    };
+    let experts = [gemma(2048, 16_384, 768 + prompt), gemma(1024, 4096, suffix)];
+    Sizes {
+        vision: Vision { width: 1152, depth: 27, mlp: 4304, heads: 16, tokens: 256 },
+        images: 3,
+        experts: experts.into_iter().filter(|e| e.tokens > 0).collect(),
+        logits,
+        counts,
+        batch,
+        accumulated: false,
+        bf16: true,
+        moments: 2,
+        ema,
+    }
+    .plan()
+}
+
+#[test]
+fn trees_have_the_parameters_that_the_plan_counts() {
+    for (name, count, trainable) in [
+        ("pi0", 3_238_048_528, 3_238_048_528),
+        ("pi05", 3_353_433_872, 3_353_433_872),
+        ("pi0_fast", 2_923_335_408, 2_923_335_408),
+        ("pi0_lora", 3_288_036_112, 468_039_440),
+    ] {
+        let tree = tree(name);
+        let cold: BTreeSet<&str> = tree.iter().filter(|(_, (_, cold))| *cold).map(|(n, _)| n.as_str()).collect();
+        let counts = Counts::of(tree.iter().map(|(n, (shape, _))| (n.as_str(), shape.iter().product())), &cold);
+        assert_eq!((counts.all(), counts.trainable), (count, trainable), "{name}");
+    }
+}
+
+#[test]
+fn one_example_of_a_model_at_its_real_size_fits_where_it_is_meant_to() {
+    let mut table = String::new();
+    for (name, ema) in [
+        ("pi0", true),
+        ("pi05", true),
+        ("pi0_fast", true),
+        ("pi0_lora", false),
+        ("pi05_lora", false),
+        ("pi0_fast_lora", false),
+    ] {
+        let plan = memory(name, ema, 1);
+        if name.ends_with("lora") {
+            assert!(plan.fits(16_000_000_000).is_ok(), "{name}\n{plan}");
+        }
+        table += &format!("{name}\n{plan}\n\n");
+    }
+    insta::assert_snapshot!(table.trim_end());
 }

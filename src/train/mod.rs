@@ -6,6 +6,7 @@
 //! - [`augment`]: the pictures of a batch, cropped, turned and recoloured as openpi does it.
 //! - [`schedule`]: the learning rate by step.
 //! - [`journal`]: what a run writes about itself.
+//! - [`memory`]: what a run takes on its device.
 //! - `batch`: examples as the model takes them.
 //! - `leaves`, `backward`: loss and gradients.
 //! - `optimizer`, `state`: what a step makes of them, on one device or several.
@@ -23,6 +24,7 @@ pub mod freeze;
 pub mod journal;
 #[cfg(feature = "model")]
 pub mod leaves;
+pub mod memory;
 #[cfg(feature = "model")]
 pub mod optimizer;
 pub mod schedule;

@@ -457,8 +457,10 @@ impl Editing {
     }
 }
 
+/// Of TrainConfig itself; a dataset's and a tokenizer's are many.
 fn optional_names() -> Vec<&'static str> {
-    FIELDS.iter().filter(|field| field.optional && !field.name.starts_with("data.")).map(|field| field.name).collect()
+    let own = |field: &&Field| field.optional && !field.name.contains('.');
+    FIELDS.iter().filter(own).map(|field| field.name).collect()
 }
 
 fn set_delta(data: &mut Table, mask: Option<&[i64]>) {
