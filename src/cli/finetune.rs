@@ -3,6 +3,7 @@
 //!
 //! - `begin`: which weights it begins with, and what is trained of them
 //! - `plan`: all that is decided before the first step, and told by `--dry-run`
+//! - `room`: how much memory it takes, and how much there is
 //! - `run`: the steps
 //! - `keeping`: what of them is kept on the disk
 //!
@@ -11,6 +12,7 @@
 mod begin;
 mod keeping;
 mod plan;
+mod room;
 mod run;
 
 use std::path::PathBuf;

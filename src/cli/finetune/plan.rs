@@ -11,12 +11,14 @@ use burn::tensor::{DType, Device};
 use serde::Serialize;
 
 use super::begin::{Begin, Weights};
-use super::{Args, CheckpointFormat};
+use super::{Args, CheckpointFormat, room};
 use crate::cli::output::{Mouth, condense, grouped, size};
 use crate::cli::training_data::{self, Network, TrainingData};
 use crate::config::train::{self, Train};
 use crate::device::Precision;
 use crate::train::batch::Making;
+use crate::train::memory::Memory;
+use crate::train::settings::Optimizer;
 use crate::train::state::Rule;
 use crate::weights::state::{Begin as Folder, Keep};
 
@@ -73,6 +75,10 @@ pub(super) struct Told {
     keep_period: Option<u64>,
     max_to_keep: u64,
     data: training_data::Told,
+    /// What it takes on the first device.
+    memory: Memory,
+    /// Bytes that there are; `None` where nothing tells.
+    available: Option<u64>,
     /// Does it fit into memory?
     pub(super) fits: bool,
     notices: Vec<String>,
@@ -157,6 +163,34 @@ impl Plan {
         let max_to_keep = usize::try_from(own.max_to_keep).unwrap_or(usize::MAX);
         let keep = Keep { max_to_keep: Some(max_to_keep), keep_period: training.keep_period };
         notices.extend(data.told.notices.iter().cloned());
+        let memory = room::sizes(
+            &begin.settings,
+            &parameters,
+            &frozen,
+            &room::Batch {
+                rows: training.batch_size / parts,
+                cameras: data.slots.len() as u64,
+                prompt: preset.model.max_token_len,
+                horizon: preset.model.action_horizon,
+                bf16: precision == Precision::TrainBf16,
+                accumulated: accumulation > 1,
+                moments: if matches!(training.optimizer, Optimizer::Adamw { .. }) { 2 } else { 1 },
+                ema: training.ema_decay.is_some(),
+            },
+        );
+        let memory = memory.plan();
+        if args.no_recompute {
+            notices.push(
+                "--no-recompute: the memory below is without it; all activations take several times as much".into(),
+            );
+        }
+        let available = room::available(&args.device[0]);
+        let fits = available.map_or(Ok(()), |available| memory.fits(available));
+        if args.dry_run {
+            notices.extend(fits.as_ref().err().map(ToString::to_string));
+        } else {
+            fits.as_ref().map_err(|too_large| anyhow::anyhow!("{}: {too_large}", args.device[0]))?;
+        }
         let told = Told {
             config: preset.name.clone(),
             exp_name,
@@ -176,7 +210,9 @@ impl Plan {
             keep_period: training.keep_period,
             max_to_keep: own.max_to_keep,
             data: data.told.clone(),
-            fits: true,
+            available,
+            fits: fits.is_ok(),
+            memory,
             notices,
         };
         let weights = Weights { parameters: precision.parameters(), activations: precision.activations() };
@@ -254,9 +290,11 @@ impl fmt::Display for Told {
         row("model", self.model.clone())?;
         row("begins", format!("with {}", self.weights))?;
         row("computes", format!("{} on {}", self.precision, self.devices.join(", ")))?;
-        for (name, p) in [("trained", &self.trainable), ("frozen", &self.frozen)] {
+        for (name, p, other) in [("trained", &self.trainable, &self.frozen), ("frozen", &self.frozen, &self.trainable)]
+        {
             row(name, format!("{} values in {} tensors", grouped(p.values), p.tensors))?;
-            for names in &p.names {
+            // Where all of it is one or the other there is nothing to tell apart.
+            for names in p.names.iter().filter(|_| other.tensors > 0) {
                 row("", format!("  {names}"))?;
             }
         }
@@ -286,7 +324,12 @@ impl fmt::Display for Told {
         for notice in &self.notices {
             row("note", notice.clone())?;
         }
-        let _ = size;
-        Ok(())
+        writeln!(f, "\nmemory of {}\n{}", self.devices.first().map_or("", String::as_str), self.memory)?;
+        match self.available {
+            Some(bytes) => {
+                writeln!(f, "there are {}: it {}", size(bytes), if self.fits { "fits" } else { "does not fit" })
+            }
+            None => writeln!(f, "how much there is, this machine does not tell"),
+        }
     }
 }
