@@ -3,9 +3,12 @@
 //! Invariant: what is not named stays outside the graph: it keeps no activation and gets no gradient.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
+
+use super::memory::PIECE;
 
 /// Gradients by canonical name, each flat and in f32.
 #[derive(Debug, Default)]
@@ -51,12 +54,19 @@ impl Gradients {
     }
 }
 
+/// A long tensor's pieces: what is made of one of them on the way is small.
+pub(super) fn pieces(values: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..values).step_by(piece).map(move |first| first..(first + piece).min(values))
+}
+
 /// Root of the sum of all squares of several tensors.
 pub(super) fn norm(tensors: Vec<Tensor<1>>) -> f64 {
     if tensors.is_empty() {
         return 0.0;
     }
-    let squares = tensors.into_iter().map(|x| x.clone().mul(x).sum()).collect();
+    let square = |x: Tensor<1>| x.clone().mul(x).sum();
+    let piece = |x: Tensor<1>| pieces(x.dims()[0], PIECE).map(|p| square(x.clone().slice(p))).collect::<Vec<_>>();
+    let squares = tensors.into_iter().flat_map(piece).collect();
     let squares = Tensor::cat(squares, 0).into_data();
     let sum: f64 = squares.iter::<f32>().map(f64::from).sum();
     sum.sqrt()

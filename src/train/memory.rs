@@ -2,7 +2,7 @@
 //!
 //! Kept all the time: weights (trained ones f32, frozen ones bf16), gradients, moments, the moving average. Of activations
 //! a step keeps the input of every block and recomputes one block at a time; a block is counted with all that its forward
-//! makes and as much again for the way back. Then the update needs room for the largest parameter; the two never stand
+//! makes and as much again for the way back. Then the update needs room for a piece of a parameter; the two never stand
 //! side by side, so the greater one counts. Invariant: linear in the batch, so the largest batch that fits can be told.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,8 @@ const F32: u64 = 4;
 const BF16: u64 = 2;
 /// What an optimizer's step makes of one parameter besides its gradient: a moment's hat, its root, the update.
 const UPDATE: u64 = 3;
+/// Values of a parameter that are updated at once: a longer one is updated piece by piece.
+pub const PIECE: usize = 1 << 25;
 /// Logits, their softmax, and the gradient of the logits.
 const LOGITS: u64 = 3;
 /// Part of what comes and goes that an allocator's pages waste.
@@ -201,8 +203,9 @@ impl Sizes {
             ("the tied embedding's second gradient, f32", tied),
             ("waste", waste(passing + weights + tied)),
         ];
-        let update = counts.largest * F32 * UPDATE;
-        let update = [("one parameter's update, f32", update + waste(update))];
+        // And the pieces of weight, gradient and average themselves.
+        let update = counts.largest.min(PIECE as u64) * F32 * (UPDATE + 3);
+        let update = [("one piece's update, f32", update + waste(update))];
         let part = |when| move |(name, bytes)| Part { name, bytes, when };
         let parts: Vec<Part> = (always.into_iter().map(part(When::Always)))
             .chain(backward.into_iter().map(part(When::Backward)))

@@ -12,7 +12,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::backward::{self, Input, Slope};
 use super::leaves::{Gradients, norm};
-use super::optimizer::{Memory, clipping, update};
+use super::memory::PIECE;
+use super::optimizer::{Memory, Step, clipping};
 use super::settings::Optimizer;
 use crate::model::Pi;
 
@@ -207,24 +208,23 @@ impl State {
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             return Err(NotFinite(outcome));
         }
-        let clip = clipping(&self.rule.optimizer, outcome.grad_norm);
+        let step = Step {
+            optimizer: self.rule.optimizer,
+            clip: clipping(&self.rule.optimizer, outcome.grad_norm),
+            ema_decay: self.rule.ema_decay,
+            count: self.step + 1,
+            rate,
+            piece: PIECE,
+        };
         let pi = self.pi.take().expect("a step gives the weights back");
-        let (memory, average, rule, count) = (&mut self.memory, &mut self.average, self.rule, self.step + 1);
+        let (memory, average) = (&mut self.memory, &mut self.average);
         let pi = map(pi, &mut |name, weight| {
             let Some(memory) = memory.get_mut(name) else { return weight };
             let gradient = gradients.take(name).unwrap_or_else(|| weight.zeros_like());
-            let gradient = match clip {
-                Some((norm, most)) => gradient.div_scalar(norm).mul_scalar(most),
-                None => gradient,
-            };
-            let weight = update(&rule.optimizer, memory, weight, gradient, count, rate);
-            if let (Some(decay), Some(average)) = (rule.ema_decay, average.as_mut().and_then(|a| a.get_mut(name))) {
-                *average = average.clone().mul_scalar(decay) + weight.clone().mul_scalar(1.0 - decay);
-            }
-            weight
+            step.take(memory, weight, gradient, average.as_mut().and_then(|a| a.get_mut(name)))
         });
         self.pi = Some(pi);
-        self.step = count;
+        self.step = step.count;
         self.refresh();
         Ok(outcome)
     }
