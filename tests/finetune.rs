@@ -341,6 +341,56 @@ fn other_kinds_of_weights_begin_the_same_run() {
 }
 
 #[test]
+fn paligemma_begins_a_pi0_and_the_rest_begins_by_chance() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let paligemma = folder.path().join("paligemma.safetensors");
+    let fast = text(&fixtures().join("checkpoints/base/pi0fast/params"));
+    done(&["convert", "--checkpoint-dir", &fast, "--to", "big_vision", "--output", &text(&paligemma)]);
+    let run = |exp: &str, seed: &str| {
+        let arguments = [
+            "finetune",
+            "--config",
+            "debug",
+            "--checkpoint-dir",
+            &text(&paligemma),
+            "--exp-name",
+            exp,
+            "--num-train-steps",
+            "1",
+            "--seed",
+            seed,
+            "--override",
+            &format!("checkpoint_base_dir={}", folder.path().display()),
+            "--override",
+            "weight_loader=paligemma",
+            "--override",
+            "model.paligemma_variant=tiny_language",
+            "--override",
+            "model.action_expert_variant=tiny_action",
+            "--override",
+            "model.dtype=float32",
+            "--override",
+            "lr_schedule.peak_lr=0",
+            "--override",
+            "lr_schedule.decay_lr=0",
+        ];
+        done(&arguments);
+        tool::tensors(&folder.path().join("debug").join(exp).join("0/train_state/raw.safetensors"))
+    };
+    let (one, same, other) = (run("one", "1"), run("same", "1"), run("other", "2"));
+    assert_eq!(one, same);
+    // A rate of zero leaves everything as it began.
+    let names = folder.path().join("burn.safetensors");
+    done(&["convert", "--checkpoint-dir", &fast, "--output", &text(&names)]);
+    let known = tool::tensors(&names);
+    assert!(known.iter().all(|(name, tensor)| one.get(name) == Some(tensor)), "what PaliGemma has is PaliGemma's");
+    let drawn: Vec<&String> = one.keys().filter(|name| !known.contains_key(*name)).collect();
+    assert!(drawn.iter().any(|name| name.contains("experts.1.")) && drawn.iter().any(|n| n.starts_with("state_proj")));
+    let moved = drawn.iter().filter(|name| one[**name] != other[**name]).count();
+    assert!(moved * 2 > drawn.len(), "chance follows from the seed: {moved} of {} differ", drawn.len());
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_before_the_first_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let told = done(&command(LORA, folder.path(), "plan", 4, &["--dry-run"]));

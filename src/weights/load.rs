@@ -54,48 +54,16 @@ pub struct Loaded {
 /// # Errors
 /// A part of a model; sizes that no tensor tells.
 pub fn settings(anatomy: &Anatomy, lora_scale: f64) -> Result<Settings> {
-    let known = |what: &str, x: Option<u64>| {
-        x.map(|x| x as usize).with_context(|| {
-            format!(
-                "{what} is not told by the tensors; convert the checkpoint with `pi0 convert`, which writes it down"
-            )
-        })
-    };
     let family = anatomy.model.as_deref().context("these tensors are a part of a model; a whole one can be run")?;
-    let vision = anatomy.vision.as_ref().context("there is no vision tower")?;
     let action_dim = || known("the action dim", anatomy.action_dim);
     let head = match family {
         "pi0" => Head::StateToken { action_dim: action_dim()? },
         "pi05" => Head::Adaptive { action_dim: action_dim()? },
         _ => Head::Tokens,
     };
-    let expert = |e: &super::anatomy::Expert| {
-        let rank = |r: Option<u64>| r.unwrap_or(0) as usize;
-        Ok(Expert {
-            width: e.width as usize,
-            depth: e.depth as usize,
-            mlp: e.mlp as usize,
-            heads: known("the number of heads", e.heads)?,
-            kv_heads: known("the number of kv heads", e.kv_heads)?,
-            head_size: known("the size of a head", e.head_size)?,
-            adaptive: e.adaptive,
-            lora: Lora {
-                attention: rank(e.lora.and_then(|l| l.attention)),
-                feed_forward: rank(e.lora.and_then(|l| l.feed_forward)),
-                scale: lora_scale,
-            },
-        })
-    };
     let settings = Settings {
-        vision: Vision {
-            width: vision.width as usize,
-            depth: vision.depth as usize,
-            mlp: vision.mlp as usize,
-            heads: known("the number of SigLIP's heads", vision.heads)?,
-            patch: vision.patch as usize,
-            tokens: vision.tokens as usize,
-        },
-        experts: anatomy.experts.iter().map(expert).collect::<Result<_>>()?,
+        vision: vision(anatomy)?,
+        experts: anatomy.experts.iter().map(|e| expert(e, lora_scale)).collect::<Result<_>>()?,
         vocabulary: known("the vocabulary", anatomy.vocabulary)?,
         head,
     };
@@ -103,6 +71,59 @@ pub fn settings(anatomy: &Anatomy, lora_scale: f64) -> Result<Settings> {
         faults if faults.is_empty() => Ok(settings),
         faults => bail!("the tensors contradict each other: {}", faults.join("; ")),
     }
+}
+
+/// The same where PaliGemma alone is there: what the tensors do not tell is `rest`'s.
+///
+/// # Errors
+/// Sizes that no tensor tells; a PaliGemma that does not go with the rest.
+pub fn settings_of_paligemma(anatomy: &Anatomy, rest: &Settings) -> Result<Settings> {
+    let mut settings = rest.clone();
+    let language = anatomy.experts.first().context("there is no language model")?;
+    let lora = rest.experts[0].lora;
+    settings.vision = vision(anatomy)?;
+    settings.vocabulary = known("the vocabulary", anatomy.vocabulary)?;
+    settings.experts[0] = Expert { lora, ..expert(language, 1.0)? };
+    match settings.faults() {
+        faults if faults.is_empty() => Ok(settings),
+        faults => bail!("this PaliGemma does not go with the rest of the model: {}", faults.join("; ")),
+    }
+}
+
+fn known(what: &str, x: Option<u64>) -> Result<usize> {
+    x.map(|x| x as usize).with_context(|| {
+        format!("{what} is not told by the tensors; convert the checkpoint with `pi0 convert`, which writes it down")
+    })
+}
+
+fn vision(anatomy: &Anatomy) -> Result<Vision> {
+    let vision = anatomy.vision.as_ref().context("there is no vision tower")?;
+    Ok(Vision {
+        width: vision.width as usize,
+        depth: vision.depth as usize,
+        mlp: vision.mlp as usize,
+        heads: known("the number of SigLIP's heads", vision.heads)?,
+        patch: vision.patch as usize,
+        tokens: vision.tokens as usize,
+    })
+}
+
+fn expert(e: &super::anatomy::Expert, scale: f64) -> Result<Expert> {
+    let rank = |r: Option<u64>| r.unwrap_or(0) as usize;
+    Ok(Expert {
+        width: e.width as usize,
+        depth: e.depth as usize,
+        mlp: e.mlp as usize,
+        heads: known("the number of heads", e.heads)?,
+        kv_heads: known("the number of kv heads", e.kv_heads)?,
+        head_size: known("the size of a head", e.head_size)?,
+        adaptive: e.adaptive,
+        lora: Lora {
+            attention: rank(e.lora.and_then(|l| l.attention)),
+            feed_forward: rank(e.lora.and_then(|l| l.feed_forward)),
+            scale,
+        },
+    })
 }
 
 /// The model of an opened checkpoint, with its weights.

@@ -92,13 +92,15 @@ impl Begin {
     ) -> Result<(Settings, BTreeMap<(String, char), u64>, bool)> {
         let map = Map::pi0();
         let from = opened.scheme(&map, None)?;
+        // An npz of PaliGemma alone is a model of its own kind: a pi0-FAST, and a part of the others.
         let heads = opened.own_anatomy().map(|a| a.heads()).unwrap_or_default();
         let part = from.name == "big_vision" || matches!(preset.training.weight_loader, WeightLoader::Paligemma {});
         let options = Options { heads, part, ..Options::default() };
         let anatomy = Anatomy::read(&map, &opened.tensors, from, &options)?;
         if part && Kind::of(&anatomy).is_none_or(|kind| kind != preset.model.model) {
             // PaliGemma alone: what is not in it has the sizes of the preset's variants.
-            return Ok((model::of(&preset.model)?, anatomy.heads(), true));
+            let settings = load::settings_of_paligemma(&anatomy, &model::of(&preset.model)?)?;
+            return Ok((settings, anatomy.heads(), true));
         }
         let mut settings = load::settings(&anatomy, 1.0)?;
         if let Err(contradiction) = preset.model.check(&anatomy) {

@@ -91,7 +91,8 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
     let first = state.step();
     let mut keeping = Keeping::new(&plan, &state)?;
     remap::write_whole(&folder.path().join("config.toml"), plan.preset.echo()?.as_bytes())?;
-    let resumed = (first > 0).then_some(first);
+    // A run that was killed before its first save has lines too: they are cut off.
+    let resumed = (plan.start == state::Begin::Resume).then_some(first);
     let mut journal = Journal::open(folder.path(), plan.header(), resumed, SystemTime::now())?;
     let mut loader = Loader::new(
         plan.data.sources.clone(),
