@@ -219,7 +219,8 @@ fn killed(arguments: &[String], after: Duration) -> bool {
         .expect("pi0 starts");
     let began = Instant::now();
     while began.elapsed() < after {
-        if child.try_wait().expect("a child").is_some() {
+        if let Some(status) = child.try_wait().expect("a child") {
+            assert!(status.success(), "pi0 {arguments:?}");
             return false;
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -329,7 +330,10 @@ fn other_kinds_of_weights_begin_the_same_run() {
     let jax = folder.path().join(PI0.config).join("jax/1/train_state/raw.safetensors");
     for scheme in ["openpi-torch", "lerobot"] {
         let other = folder.path().join(scheme);
-        done(&["convert", "--checkpoint-dir", &base, "--to", scheme, "--output", &text(&other)]);
+        let robot = ["--asset-id", "physical-intelligence/libero"];
+        done(
+            &[&["convert", "--checkpoint-dir", &base, "--to", scheme, "--output", &text(&other)][..], &robot].concat(),
+        );
         let mut arguments =
             command(PI0, folder.path(), scheme, 2, &["--tokenizer", &format!("{base}/paligemma_tokenizer.model")]);
         let at = arguments.iter().position(|word| word == "--checkpoint-dir").expect("it is named");
@@ -346,11 +350,18 @@ fn paligemma_begins_a_pi0_and_the_rest_begins_by_chance() {
     let paligemma = folder.path().join("paligemma.safetensors");
     let fast = text(&fixtures().join("checkpoints/base/pi0fast/params"));
     done(&["convert", "--checkpoint-dir", &fast, "--to", "big_vision", "--output", &text(&paligemma)]);
+    let debug = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train/debug.toml"));
+    let small = [("paligemma_variant", "tiny_language"), ("action_expert_variant", "tiny_action")];
+    let small = small.iter().fold(debug.expect("debug.toml"), |text, (key, variant)| {
+        text.replace(&format!("{key} = \"dummy\""), &format!("{key} = \"{variant}\""))
+    });
+    let preset = folder.path().join("small.toml");
+    std::fs::write(&preset, small).expect("a file");
     let run = |exp: &str, seed: &str| {
         let arguments = [
             "finetune",
             "--config",
-            "debug",
+            &text(&preset),
             "--checkpoint-dir",
             &text(&paligemma),
             "--exp-name",
@@ -364,10 +375,6 @@ fn paligemma_begins_a_pi0_and_the_rest_begins_by_chance() {
             "--override",
             "weight_loader=paligemma",
             "--override",
-            "model.paligemma_variant=tiny_language",
-            "--override",
-            "model.action_expert_variant=tiny_action",
-            "--override",
             "model.dtype=float32",
             "--override",
             "lr_schedule.peak_lr=0",
@@ -375,7 +382,7 @@ fn paligemma_begins_a_pi0_and_the_rest_begins_by_chance() {
             "lr_schedule.decay_lr=0",
         ];
         done(&arguments);
-        tool::tensors(&folder.path().join("debug").join(exp).join("0/train_state/raw.safetensors"))
+        tool::tensors(&folder.path().join("small").join(exp).join("0/train_state/raw.safetensors"))
     };
     let (one, same, other) = (run("one", "1"), run("same", "1"), run("other", "2"));
     assert_eq!(one, same);
@@ -404,7 +411,7 @@ fn what_cannot_be_done_is_refused_before_the_first_step() {
     let seed = refused(&command(PI0, folder.path(), "there", 2, &["--resume", "--seed", "7"]));
     assert!(seed.contains("seed: the run had 42, and now it is 7"), "{seed}");
     let typo = refused(&command(PI0, folder.path(), "typo", 1, &["--override", "lr_schedule.peek_lr=1"]));
-    assert!(typo.contains("lr_schedule.peak_lr"), "{typo}");
+    assert!(typo.contains("the nearest is peak_lr"), "{typo}");
     let large = refused(&command(PI0, folder.path(), "large", 1, &["--batch-size", "100000000"]));
     assert!(large.contains("memory: expected"), "{large}");
     let wrong = refused(&command(Model { config: "pi05_libero", ..PI0 }, folder.path(), "wrong", 1, &[]));

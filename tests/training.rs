@@ -245,8 +245,8 @@ fn five_steps_are_the_recorded_ones() {
                 "{name} {how}: weights off at most {:.1e}, rms {:.1e}; averages {:.1e}, {:.1e}",
                 worst[0], rms[0], worst[1], rms[1]
             );
-            assert!(worst[0] <= 8e-4 && rms[0] <= 2e-5, "{name} {how}: weights {worst:?} {rms:?}");
-            assert!(worst[1] <= 2e-5 && rms[1] <= 5e-7, "{name} {how}: averages {worst:?} {rms:?}");
+            assert!(worst[0] <= 8e-4 && rms[0] <= 5e-5, "{name} {how}: weights {worst:?} {rms:?}");
+            assert!(worst[1] <= 2e-5 && rms[1] <= 1e-6, "{name} {how}: averages {worst:?} {rms:?}");
         }
     }
 }
