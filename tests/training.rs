@@ -34,7 +34,7 @@ struct Case {
 }
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+    std::env::var("PI0_TEST_GOLDEN").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
 }
 
 impl Case {

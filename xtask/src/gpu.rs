@@ -1,13 +1,13 @@
 //! `cargo xtask gpu`: everything about a GPU that can be found out in one command, as one report.
 //!
-//! Looks for driver, NVRTC and headers; builds in release with the feature of the device; runs the parity suite there,
+//! Looks for driver, NVRTC and headers; builds in release with the feature of the device; runs the suites of parity and training there,
 //! `pi0 verify` over the golden sets and `pi0 sample` against the clock. A thing that is missing is a sentence that says
 //! what to do; what does not need it still runs. `--device cpu` takes the same way without a GPU.
 //!
 //! - [`toolkit`]: driver, NVRTC, headers
 //! - [`machine`]: what the figures were measured on
 //! - [`child`]: the programs, built or brought along
-//! - [`trial`]: parity, verify, sample
+//! - [`trial`]: parity, training, verify, sample
 //! - [`report`]: JSON and Markdown
 
 mod child;
@@ -51,7 +51,7 @@ No LLVM, no cuBLAS, no cuDNN is needed; the build needs no GPU and no toolkit.
 A GPU machine without a network, or without Rust: build on another machine with the same
 architecture and a C library that is no newer; take this tree and the folder along; run in the tree.
 
-  cargo xtask gpu --prepare FOLDER     there; makes pi0, parity, xtask (strip and xz: 10 MB each)
+  cargo xtask gpu --prepare FOLDER     there; makes pi0, parity, training, xtask (strip and xz: 10 MB each)
   FOLDER/xtask gpu --programs FOLDER   here
 
 The first run of a shape compiles and tunes its kernels, which takes seconds to minutes;
@@ -105,6 +105,8 @@ pub(crate) struct Arguments {
 enum Trial {
     /// tests/parity.rs
     Parity,
+    /// tests/training.rs
+    Training,
     /// `pi0 verify` over the golden sets
     Verify,
     /// `pi0 sample`, timed
@@ -115,6 +117,7 @@ impl Trial {
     fn name(self) -> &'static str {
         match self {
             Self::Parity => "parity",
+            Self::Training => "training",
             Self::Verify => "verify",
             Self::Sample => "sample",
         }
@@ -148,7 +151,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     let device = arguments.device.as_str();
     if let Some(folder) = &arguments.prepare {
         Programs::build(root, features(device))?.pack(folder)?;
-        println!("in {}: pi0, parity, xtask; there: xtask gpu --programs FOLDER", folder.display());
+        println!("in {}: pi0, parity, training, xtask; there: xtask gpu --programs FOLDER", folder.display());
         return Ok(true);
     }
     let output = arguments.output.clone().unwrap_or_else(|| root.join(OUTPUT));
@@ -256,15 +259,16 @@ fn programs(root: &Path, device: &str, folder: Option<&Path>) -> (Option<Program
         None => ("built in release", Programs::build(root, features(device))),
     };
     match programs {
-        Ok(programs) => (Some(programs), Item::new("pi0 and parity", Verdict::Passed, what)),
-        Err(error) => (None, Item::failed("pi0 and parity", format!("{error:#}"))),
+        Ok(programs) => (Some(programs), Item::new("pi0, parity and training", Verdict::Passed, what)),
+        Err(error) => (None, Item::failed("pi0, parity and training", format!("{error:#}"))),
     }
 }
 
 fn try_out(trial: Trial, ground: &Ground, programs: &Programs, arguments: &Arguments) -> Result<Vec<Item>> {
     let device = arguments.device.as_str();
     Ok(match trial {
-        Trial::Parity => trial::parity(ground, programs, device),
+        Trial::Parity => trial::suite(ground, &programs.parity, "parity", device),
+        Trial::Training => trial::suite(ground, &programs.training, "training", device),
         Trial::Verify => {
             let there = |weights: &Weights| checkpoint_of(weights, ground.logs, &arguments.synthetic);
             trial::verify(ground, programs, device, &trial::sets(ground.root)?, there)

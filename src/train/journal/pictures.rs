@@ -23,7 +23,7 @@ const MAX_CAMERAS: usize = 8;
 const MAX_CAPTIONS_BYTES: u64 = 1 << 20;
 const MAX_PNG_BYTES: u64 = 8 << 20;
 
-/// An example of a batch, as the model saw it.
+/// An example of a batch, at the model's size, before it is augmented.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// What it was told.

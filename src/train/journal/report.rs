@@ -213,7 +213,7 @@ pub(super) fn examples(shown: &[Shown]) -> String {
     if shown.is_empty() {
         return t;
     }
-    t.push_str("<h2>The first batch, as the model saw it</h2>\n");
+    t.push_str("<h2>The first batch, before it is augmented</h2>\n");
     let mut bytes = 0;
     for example in shown {
         let (dataset, frame) = (escape(&example.dataset), count(example.frame));

@@ -18,6 +18,7 @@ const LAST_LINES: usize = 6;
 /// The programs of a run, as they are called in a folder that was prepared.
 const PROGRAM: &str = "pi0";
 const PARITY: &str = "parity";
+const TRAINING: &str = "training";
 
 /// What is run.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,8 @@ pub(super) struct Programs {
     pub(super) pi0: PathBuf,
     /// `tests/parity.rs`, built.
     pub(super) parity: PathBuf,
+    /// `tests/training.rs`, built.
+    pub(super) training: PathBuf,
 }
 
 impl Programs {
@@ -38,22 +41,24 @@ impl Programs {
             })?;
             Ok(path)
         };
-        Ok(Self { pi0: named(PROGRAM)?, parity: named(PARITY)? })
+        Ok(Self { pi0: named(PROGRAM)?, parity: named(PARITY)?, training: named(TRAINING)? })
     }
 
-    /// Builds both in release, with the features that the device needs. Cargo's own messages go to standard error.
+    /// Builds all in release, with the features that the device needs. Cargo's own messages go to standard error.
     pub(super) fn build(root: &Path, features: &[&str]) -> Result<Self> {
         Ok(Self {
             pi0: built(root, &["build", "--bin", PROGRAM], features, PROGRAM)?,
             parity: built(root, &["test", "--no-run", "--test", PARITY], features, PARITY)?,
+            training: built(root, &["test", "--no-run", "--test", TRAINING], features, TRAINING)?,
         })
     }
 
-    /// Puts both, and this program, into a folder to take along.
+    /// Puts them, and this program, into a folder to take along.
     pub(super) fn pack(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let own = std::env::current_exe().context("cannot find this program")?;
-        for (from, name) in [(&self.pi0, PROGRAM), (&self.parity, PARITY), (&own, "xtask")] {
+        let own_names = [(&self.pi0, PROGRAM), (&self.parity, PARITY), (&self.training, TRAINING), (&own, "xtask")];
+        for (from, name) in own_names {
             let to = folder.join(name);
             std::fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         }

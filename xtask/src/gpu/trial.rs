@@ -1,4 +1,4 @@
-//! The three trials of a device: the parity suite, `pi0 verify` over the golden sets, `pi0 sample` against the clock.
+//! The trials of a device: the suites of parity and training, `pi0 verify` over the golden sets, `pi0 sample` against the clock.
 //!
 //! A trial gives an item for each thing it tried, and never stops the others.
 
@@ -12,7 +12,7 @@ use super::child::{Ended, Ground, Programs};
 use super::report::{Chunks, Item, Verdict};
 use crate::check::Tally;
 
-/// What the parity suite reads the device from.
+/// What the suites read the device from.
 const DEVICE_VARIABLE: &str = "PI0_TEST_DEVICE";
 /// Below the root: where golden sets are.
 const GOLDEN: &str = "golden";
@@ -23,7 +23,7 @@ const WEIGHTS: &str = "weights";
 const PROCEDURAL: &str = "procedural:";
 /// How the names of small procedural weights begin.
 const TINY: &str = "tiny_";
-/// What `tests/parity.rs` reads the folder of the golden sets from: it may have been built in another place.
+/// What the suites read the folder of the golden sets from: it may have been built in another place.
 const GOLDEN_VARIABLE: &str = "PI0_TEST_GOLDEN";
 /// The key of the milliseconds of each warm chunk in what `pi0 sample --json` prints.
 const CHUNK_MS: &str = "chunk_ms";
@@ -88,16 +88,16 @@ pub(super) fn sets(root: &Path) -> Result<Vec<Set>> {
     Ok(found)
 }
 
-/// Runs the parity suite on a device.
-pub(super) fn parity(ground: &Ground, programs: &Programs, device: &str) -> Vec<Item> {
+/// Runs a suite of tests on a device: tests/NAME.rs.
+pub(super) fn suite(ground: &Ground, program: &Path, name: &str, device: &str) -> Vec<Item> {
     let mut environment = ground.environment.to_vec();
     environment.push((DEVICE_VARIABLE, device.into()));
     environment.push((GOLDEN_VARIABLE, ground.root.join(GOLDEN).into()));
     let ground = Ground { environment: &environment, ..*ground };
-    let name = "tests/parity.rs";
-    vec![match ground.run("parity", &programs.parity, &[]) {
-        Err(error) => Item::failed(name, format!("{error:#}")),
-        Ok(ended) => counted(name, &ended),
+    let file = format!("tests/{name}.rs");
+    vec![match ground.run(name, program, &[]) {
+        Err(error) => Item::failed(&file, format!("{error:#}")),
+        Ok(ended) => counted(&file, &ended),
     }]
 }
 
@@ -239,6 +239,7 @@ mod tests {
         let programs = Programs {
             pi0: script(folder.path().join("pi0"), pi0),
             parity: script(folder.path().join("parity"), parity),
+            training: folder.path().join("training"),
         };
         let limit = Duration::from_secs(60);
         trial(&Ground { root: folder.path(), logs: folder.path(), environment: &[], limit }, &programs)
@@ -270,16 +271,16 @@ mod tests {
     fn the_suite_is_told_its_device_and_its_counts_are_read() {
         let text =
             "test \"$PI0_TEST_DEVICE\" = cuda:1 || exit 9\necho 'test result: ok. 7 passed; 0 failed; 0 ignored'";
-        let items = tried("", text, |ground, programs| parity(ground, programs, "cuda:1"));
+        let items = tried("", text, |ground, programs| suite(ground, &programs.parity, "parity", "cuda:1"));
         assert_eq!((items[0].verdict, items[0].says.as_str()), (Verdict::Passed, "7 passed, 0 failed"));
 
         let text = "echo 'test it_holds ... FAILED'\necho 'test result: FAILED. 1 passed; 1 failed;'\nexit 101";
-        let items = tried("", text, |ground, programs| parity(ground, programs, "cuda:0"));
+        let items = tried("", text, |ground, programs| suite(ground, &programs.parity, "parity", "cuda:0"));
         assert_eq!(items[0].verdict, Verdict::Failed);
         assert!(items[0].says.starts_with("1 passed, 1 failed (exit status: 101): it_holds"), "{}", items[0].says);
 
         let items = tried("", "echo 'test result: ok. 0 passed; 0 failed;'", |ground, programs| {
-            parity(ground, programs, "cuda:0")
+            suite(ground, &programs.parity, "parity", "cuda:0")
         });
         assert_eq!(items[0].verdict, Verdict::Failed, "nothing tested is no success");
     }
