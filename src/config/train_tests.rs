@@ -112,7 +112,7 @@ fn what_no_run_can_mean_is_refused() {
     assert!(with("batch_size = 32", "batch_size = 0").contains("batch_size: expected at least 1, found 0"));
     assert!(with("ema_decay = 0.99", "ema_decay = 1.0").contains("ema_decay: expected at least 0 and less than 1"));
     assert!(with("b2 = 0.95", "b2 = nan").contains("optimizer.b2"));
-    assert!(with("decay_steps = 30_000", "decay_steps = 1_000").contains("more than the 1000 of warmup_steps"));
+    assert!(with("decay_steps = 30_000", "decay_steps = 1_000").contains("more than the 1000 of the warm-up"));
     assert!(with("overwrite = false\nresume = false", "overwrite = true\nresume = true").contains("not both"));
     let cut = format!("{TOWEL}\n[finetune]\ngradient_accumulation = 5\n");
     assert!(refusal(&cut).contains("a batch of 32 cannot be cut into 5 equal parts"));

@@ -44,11 +44,17 @@ fn low_rank_pairs_fit_into_16_gb() {
 }
 
 #[test]
+fn all_of_pi0_with_its_average_fits_into_70_gb() {
+    let plan = pi0(FULL, true, 1).plan();
+    assert!(plan.fits(70_000_000_000).is_ok(), "{plan}");
+}
+
+#[test]
 fn only_the_greater_of_two_moments_counts() {
     let plan = pi0(FULL, true, 1).plan();
     let sum = |when| plan.parts.iter().filter(|p| p.when == when).map(|p| p.bytes).sum::<u64>();
     assert_eq!(plan.total, sum(When::Always) + sum(When::Update).max(sum(When::Backward)));
-    assert!(sum(When::Update) > sum(When::Backward));
+    assert!(sum(When::Update) > 0 && sum(When::Update) < sum(When::Backward), "weights change piece by piece");
     let many = pi0(FULL, true, 64).plan();
     assert!(many.total > plan.total && many.parts[0] == plan.parts[0]);
 }

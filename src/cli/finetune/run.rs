@@ -123,7 +123,9 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
     };
     let mut waited = Duration::ZERO;
     mouth.count("training", total);
-    while state.step() < total && !stop.load(Ordering::Relaxed) {
+    // Asked once a step, so that a step after which it was heard is a step that is saved.
+    let mut stopped = false;
+    while state.step() < total && !stopped {
         let step = state.step();
         since.began.get_or_insert_with(Instant::now);
         let batch = loader.next()?;
@@ -160,7 +162,7 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
         since.grad_norm += outcome.grad_norm;
         let made = state.step();
         mouth.at(made);
-        let stopped = stop.load(Ordering::Relaxed);
+        stopped = stop.load(Ordering::Relaxed);
         if made.is_multiple_of(training.log_interval) || made == total || made == first + 1 || stopped {
             let line = line(&state, &since, rate, training.batch_size, seconds(clock));
             journal.line(&line, SystemTime::now())?;

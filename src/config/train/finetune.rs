@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{LrSchedule, Optimizer, Training};
+use super::{Optimizer, Training};
 pub use crate::train::augment::Augment;
 
 /// Choices of ours.
@@ -111,19 +111,6 @@ pub(super) fn check(training: &Training, finetune: &Finetune) -> Result<()> {
         ]),
         Optimizer::Sgd { lr, momentum, .. } => {
             numbers.extend([("optimizer.lr", lr, None), ("optimizer.momentum", momentum, Some(to))]);
-        }
-    }
-    match training.lr_schedule {
-        LrSchedule::CosineDecay { warmup_steps, peak_lr, decay_steps, decay_lr } => {
-            numbers.extend([("lr_schedule.peak_lr", peak_lr, None), ("lr_schedule.decay_lr", decay_lr, None)]);
-            ensure!(
-                decay_steps > warmup_steps,
-                "lr_schedule.decay_steps: expected more than the {warmup_steps} of warmup_steps, which it includes, found {decay_steps}"
-            );
-        }
-        LrSchedule::RsqrtDecay { peak_lr, timescale, .. } => {
-            numbers.extend([("lr_schedule.peak_lr", peak_lr, None), ("lr_schedule.timescale", timescale, None)]);
-            ensure!(timescale > 0.0, "lr_schedule.timescale: expected more than 0, found {timescale}");
         }
     }
     for (name, x, below) in numbers {
