@@ -115,7 +115,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub checkpoint_format: CheckpointFormat,
 
-    /// Keep all activations of the forward pass: a quarter faster, and several times the memory
+    /// Keep all activations of the forward pass: up to a quarter less work, and the memory of all blocks at once
     #[arg(long)]
     pub no_recompute: bool,
 
