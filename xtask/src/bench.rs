@@ -7,12 +7,14 @@
 //! - [`floor`]: the floor
 //! - [`sample`]: a chunk, beside openpi's JAX and PyTorch
 //! - [`statistics`]: norm stats of datasets, beside plain reads of their files
+//! - [`train`]: steps of fine-tuning, beside openpi's JAX
 //! - [`process`]: wall time, CPU time and peak memory of a child
 
 mod floor;
 pub(crate) mod process;
 mod sample;
 mod statistics;
+mod train;
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -46,6 +48,8 @@ enum What {
     Sample(sample::Arguments),
     /// `pi0 norm-stats` of made-up datasets, beside plain reads of their files
     NormStats(statistics::Arguments),
+    /// `pi0 finetune` of a mid-size model, beside openpi's JAX on the CPU
+    Train(train::Arguments),
     /// Decode every chunk of a checkpoint and write some bytes, as fast as this machine can
     #[command(hide = true)]
     Floor(floor::Arguments),
@@ -85,6 +89,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
         What::Convert(arguments) => convert(root, arguments),
         What::Sample(arguments) => sample::run(root, arguments),
         What::NormStats(arguments) => statistics::run(root, arguments),
+        What::Train(arguments) => train::run(root, arguments),
         What::Floor(arguments) => floor::run(arguments).map(|()| true),
     }
 }

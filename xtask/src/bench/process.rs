@@ -5,15 +5,19 @@
 //! child touches for the first time in its last milliseconds is missed.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 /// Linux counts user-visible CPU time in hundredths of a second on every architecture we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Fields of a stat file, counted from 1: user and system time of a process, and of the children that it waited for.
+const OWN: usize = 14;
+const CHILDREN: usize = 16;
 /// How often the peak is read.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -87,6 +91,34 @@ pub(crate) fn watch(command: &mut Command) -> Result<(ExitStatus, Usage)> {
     Ok((status, Usage { wall_s: wall.as_secs_f64(), cpu_s, peak_bytes: peak.into_inner() }))
 }
 
+/// Runs a command until `enough`, which is asked again and again and told the child's CPU time so far in seconds; then
+/// ends it by force. Gives its peak memory in bytes.
+///
+/// # Errors
+/// It does not start, ends by itself, `enough` fails, or there is no /proc.
+pub(super) fn follow(command: &mut Command, enough: &mut dyn FnMut(f64) -> Result<bool>) -> Result<u64> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    let mut peak = 0;
+    let answer = loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {name}"))? {
+            bail!("{name} ended before it was measured: {status}");
+        }
+        let read = |file| std::fs::read_to_string(process.join(file)).unwrap_or_default();
+        peak = peak.max(peak_bytes(&read("status")).unwrap_or(0));
+        let ticks = ticks(&read("stat"), OWN).unwrap_or(0);
+        match enough(ticks as f64 / TICKS_PER_SECOND) {
+            Ok(false) => std::thread::sleep(POLL),
+            answer => break answer,
+        }
+    };
+    child.kill().and_then(|()| child.wait()).with_context(|| format!("cannot end {name}"))?;
+    answer?;
+    ensure!(peak > 0, "measuring needs /proc, as Linux has it");
+    Ok(peak)
+}
+
 /// `VmHWM:     1234 kB` of a status file, in bytes.
 fn peak_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -95,13 +127,13 @@ fn peak_bytes(status: &str) -> Option<u64> {
 
 fn children_cpu_ticks() -> Result<u64> {
     let stat = std::fs::read_to_string("/proc/self/stat").context("measuring needs /proc, as Linux has it")?;
-    children_ticks(&stat).context("/proc/self/stat is not of its form")
+    ticks(&stat, CHILDREN).context("/proc/self/stat is not of its form")
 }
 
-/// Fields 16 and 17 of a stat file, summed. Field 2 is a name in brackets that may hold anything; field 3 follows the
-/// last bracket.
-fn children_ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(16 - 3);
+/// A field of a stat file and the one after it, summed. Field 2 is a name in brackets that may hold anything; field 3
+/// follows the last bracket.
+fn ticks(stat: &str, field: usize) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(field - 3);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
@@ -114,8 +146,9 @@ mod tests {
         assert_eq!(peak_bytes("Name:\ta\nVmPeak:\t  99 kB\nVmHWM:\t    12 kB\n"), Some(12 * 1024));
         assert_eq!(peak_bytes("Name:\tVmHWM: 3 kB"), None);
         let stat = "7 (a) b 1 (c) R 1 2 3 4 5 6 7 8 9 10 11 12 130 40 20 0 1 0";
-        assert_eq!(children_ticks(stat), Some(170));
-        assert_eq!(children_ticks("7 (a) R 1"), None);
+        assert_eq!(ticks(stat, CHILDREN), Some(170));
+        assert_eq!(ticks(stat, OWN), Some(11 + 12));
+        assert_eq!(ticks("7 (a) R 1", OWN), None);
     }
 
     #[test]
@@ -125,6 +158,25 @@ mod tests {
         assert_eq!(Usage::median(&runs), run(2.0, 2.0, 20));
         assert_eq!(Usage::median(&runs[..2]), run(2.0, 1.5, 20));
         assert_eq!(Usage::median(&[]), run(0.0, 0.0, 0));
+    }
+
+    #[test]
+    fn a_child_is_followed_until_enough_is_seen_of_it_and_then_ended() {
+        if !std::path::Path::new("/proc/self/stat").exists() {
+            println!("skipped: this system has no /proc");
+            return;
+        }
+        let mut asked = 0;
+        let begin = Instant::now();
+        let peak = follow(Command::new("sleep").arg("60"), &mut |_| {
+            asked += 1;
+            Ok(asked == 3)
+        });
+        assert!(peak.unwrap() > 0 && asked == 3 && begin.elapsed() < Duration::from_secs(30));
+        let error = follow(Command::new("sleep").arg("60"), &mut |_| bail!("unreadable")).unwrap_err();
+        assert_eq!(error.to_string(), "unreadable");
+        let error = follow(Command::new("sh").args(["-c", "exit 3"]), &mut |_| Ok(false)).unwrap_err();
+        assert!(error.to_string().starts_with("sh ended before it was measured: "), "{error}");
     }
 
     #[test]

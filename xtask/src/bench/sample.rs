@@ -154,7 +154,8 @@ fn theirs(root: &Path, python: &Path, peer: &str, arguments: &Arguments) -> Resu
     })
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// Between the middle two of an even number; zero of nothing.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
