@@ -79,7 +79,7 @@ pub struct Args {
     #[arg(long, alias = "exp_name", value_name = "NAME")]
     pub exp_name: Option<String>,
 
-    /// A field of openpi's TrainConfig, or of [finetune], by its own name; again for each
+    /// A field of openpi's TrainConfig, or of the table finetune, by its own name; again for each
     #[arg(long = "override", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
 

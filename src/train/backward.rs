@@ -34,6 +34,7 @@ pub struct Input {
 
 /// What a model learns.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one to a batch")]
 pub enum Target {
     /// pi0, pi0.5: the velocity from actions to noise.
     Flow {

@@ -22,6 +22,7 @@ use super::settings::Optimizer;
 
 /// What an optimizer remembers of a parameter, flat.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "all of a run are of one kind")]
 pub enum Memory {
     /// AdamW: the means of the gradient and of its square.
     Moments {

@@ -85,11 +85,7 @@ impl Begin {
     }
 
     /// The model that a checkpoint and a preset make together.
-    fn read(
-        opened: &Opened,
-        preset: &Train,
-        notices: &mut Vec<String>,
-    ) -> Result<(Settings, BTreeMap<(String, char), u64>, bool)> {
+    fn read(opened: &Opened, preset: &Train, notices: &mut Vec<String>) -> Result<Sizes> {
         let map = Map::pi0();
         let from = opened.scheme(&map, None)?;
         // An npz of PaliGemma alone is a model of its own kind: a pi0-FAST, and a part of the others.
@@ -160,6 +156,9 @@ impl Begin {
         Ok((loaded.pi, loaded.filled))
     }
 }
+
+/// Sizes, head counts that shapes do not tell, and whether everything that is missing may come from chance.
+type Sizes = (Settings, BTreeMap<(String, char), u64>, bool);
 
 /// How weights are read.
 pub(super) struct Weights {

@@ -1,6 +1,6 @@
 //! What a run writes about itself into its folder, so that people and programs can follow it.
 //!
-//! - [`line`]: what is known at one step, as JSON and as a line for people
+//! - [`mod@line`]: what is known at one step, as JSON and as a line for people
 //! - `jsonl`: `metrics.jsonl`, all lines
 //! - `events`: `events.out.tfevents.*`, the same for TensorBoard
 //! - [`pictures`]: `first_batch/`, what the model saw first
