@@ -200,6 +200,77 @@ fn every_gradient_is_the_recorded_one() {
     }
 }
 
+/// A rule by which names are trained.
+type Trains = fn(&str) -> bool;
+
+#[test]
+fn whatever_is_frozen_the_rest_has_the_gradients_of_one_graph() {
+    let rules: [(&str, Trains); 9] = [
+        ("vision is frozen", |n| !n.starts_with("img.")),
+        ("the action expert alone", |n| !(n.starts_with("img.") || n.contains("experts.0") || n.contains("llm.embed"))),
+        ("a block in the middle", |n| n.starts_with("llm.blocks.1.")),
+        ("the last block's language", |n| n.starts_with("llm.blocks.2.experts.0.")),
+        ("the first block's actions", |n| n.starts_with("llm.blocks.0.experts.1.")),
+        ("word vectors", |n| n == "llm.embed.weight"),
+        ("patches", |n| n.starts_with("img.patch.")),
+        ("time and state", |n| n.starts_with("time_mlp_") || n.starts_with("state_proj.")),
+        ("the end", |n| n.starts_with("action_out_proj.") || n.starts_with("llm.norms.")),
+    ];
+    for name in ["pi0_f32", "pi05_f32", "pi0fast_f32"] {
+        let case = Case::open(name);
+        let input = case.input("grad");
+        for (what, trains) in rules {
+            let wanted: Vec<&String> = case.trained.iter().filter(|n| trains(n)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let (one, blocks) = (in_one_graph(&case.pi, &input, &trains), by_blocks(&case.pi, &input, &trains));
+            let losses = [one.loss, blocks.loss].map(|loss| loss.into_scalar::<f32>());
+            assert!((losses[0] - losses[1]).abs() <= 1e-5 * losses[0].abs(), "{name}, {what}: {losses:?}");
+            for parameter in wanted {
+                let list = |g: Option<&Tensor<1>>| -> Vec<f32> {
+                    g.map_or(vec![], |g| g.clone().into_data().iter::<f32>().collect())
+                };
+                let (a, b) = (list(one.gradients.get(parameter)), list(blocks.gradients.get(parameter)));
+                let most = a.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                if b.is_empty() {
+                    assert!(most == 0.0, "{name}, {what}: {parameter} has a gradient of up to {most}");
+                    continue;
+                }
+                assert_eq!(a.len(), b.len(), "{name}, {what}: {parameter}");
+                let off = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+                assert!(off <= 1e-4 * most + 1e-6, "{name}, {what}: {parameter} is {off} off, of {most}");
+            }
+            assert!(blocks.gradients.names().all(trains), "{name}, {what}: a gradient of what is frozen");
+        }
+    }
+}
+
+#[test]
+fn equal_weights_are_the_mean_and_masked_values_do_not_count() {
+    let case = Case::open("pi05_f32");
+    let (plain, mut masked) = (case.input("grad"), case.input("grad"));
+    let Target::Flow { actions, weights, .. } = &mut masked.target else { panic!("a flow") };
+    let [b, h, a] = actions.dims();
+    *weights = Some(Tensor::full([b, h, a], 1.0 / (b * h * a) as f32, &case.pi.device()));
+    let trains = |_: &str| true;
+    let loss = |input: &Input| by_blocks(&case.pi, input, &trains).loss.into_scalar::<f32>();
+    assert!((loss(&plain) - loss(&masked)).abs() <= 1e-5 * loss(&plain));
+    // The last dim counts nothing.
+    let Target::Flow { weights, .. } = &mut masked.target else { panic!("a flow") };
+    let seen = Tensor::cat(
+        vec![
+            Tensor::full([b, h, a - 1], 1.0 / (b * h * (a - 1)) as f32, &case.pi.device()),
+            Tensor::zeros([b, h, 1], &case.pi.device()),
+        ],
+        2,
+    );
+    *weights = Some(seen);
+    let before = in_one_graph(&case.pi, &masked, &trains).loss.into_scalar::<f32>();
+    assert!((before - loss(&masked)).abs() <= 1e-5 * before, "both ways have the same loss");
+    assert!((before - loss(&plain)).abs() > 1e-4 * before, "the last dim is left out");
+}
+
 #[test]
 fn five_steps_are_the_recorded_ones() {
     for name in CASES {
