@@ -83,10 +83,6 @@ pub struct Args {
     #[arg(long = "override", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
 
-    /// What it learns from.
-    #[command(flatten)]
-    pub data: training_data::Args,
-
     /// Steps; the preset's num_train_steps
     #[arg(long, alias = "num_train_steps", value_name = "N")]
     pub num_train_steps: Option<u64>,
@@ -130,6 +126,11 @@ pub struct Args {
     /// Report as JSON
     #[arg(long)]
     pub json: bool,
+
+    // Last, for it begins a heading of its own.
+    /// What it learns from.
+    #[command(flatten)]
+    pub data: training_data::Args,
 }
 
 impl Args {
