@@ -269,7 +269,7 @@ fn an_orbax_run_is_taken_up_to_the_same_bytes_and_a_signal_saves() {
         assert!(began.elapsed() < Duration::from_secs(300), "no step was made");
         std::thread::sleep(Duration::from_millis(2));
     }
-    let signal = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    let signal = Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().expect("sh");
     assert!(signal.success());
     let output = child.wait_with_output().expect("its end");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
