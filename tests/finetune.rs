@@ -423,9 +423,11 @@ fn a_loss_that_is_no_number_names_its_batch_and_the_last_good_step() {
         "save_interval=1",
     ];
     let output = pi0(&command(PI0, folder.path(), "wild", 9, &wild));
+    let saved = folder.path().join(PI0.config).join("wild").join("1");
+    assert!(!saved.exists(), "weights that are no numbers are not saved");
     assert_eq!(output.status.code(), Some(2));
     let words = String::from_utf8_lossy(&output.stderr);
-    for part in ["the loss is", "The batch was (dataset, frame) [(0,", "libero_png", "The last good checkpoint:"] {
+    for part in ["step 1", "The batch was (dataset, frame) [(0,", "libero_png", "The last good checkpoint:"] {
         assert!(words.contains(part), "{part} in\n{words}");
     }
 }

@@ -244,6 +244,17 @@ impl State {
         }
     }
 
+    /// Are all weights that are trained numbers still? A step may be finite and what it makes of them not.
+    pub fn is_finite(&self) -> bool {
+        let mut trained = vec![];
+        visit(self.pi(), &mut |name, x| {
+            if self.trainable.contains(name) {
+                trained.push(x);
+            }
+        });
+        trained.into_iter().all(|x| x.is_finite().all().into_scalar::<bool>())
+    }
+
     /// Root of the sum of squares of all kernels, frozen ones included: not of biases, norms' scales, positions and word
     /// vectors.
     pub fn param_norm(&self) -> f64 {

@@ -144,16 +144,7 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
         let part = |range, device: &burn::tensor::Device| rows.upload(range, device);
         let outcome = match state.learn_in_parts(rows.rows, accumulation, &part, rate) {
             Ok(outcome) => outcome,
-            Err(not_finite) => {
-                let last = done.checkpoint.as_deref().unwrap_or("none");
-                let names: Vec<String> =
-                    plan.data.told.datasets.iter().enumerate().map(|(i, d)| format!("{i} is {}", d.name)).collect();
-                bail!(
-                    "{not_finite}. The batch was (dataset, frame) {:?}, where {}. The last good checkpoint: {last}",
-                    batch.indices,
-                    names.join(", ")
-                );
-            }
+            Err(not_finite) => bail!("{not_finite}. {}", blame(&batch, &plan, &done)),
         };
         done.first_loss.get_or_insert(outcome.loss);
         done.last_loss = Some(outcome.loss);
@@ -171,6 +162,12 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
         }
         // openpi's rule: by the number of the step that was made, never the first one, and always the last.
         if (step.is_multiple_of(training.save_interval) && step > first) || made == total || stopped {
+            if !state.is_finite() {
+                bail!(
+                    "step {step}: it made weights that are no numbers, and is not saved. {}",
+                    blame(&batch, &plan, &done)
+                );
+            }
             let saved = keeping.save(folder.path(), &state, &Own::of(&plan, seconds(clock))?, mouth)?;
             folder.tidy(plan.keep)?;
             journal.checkpoint(step, SystemTime::now())?;
@@ -187,6 +184,17 @@ pub(super) fn run(plan: Plan, mouth: &Mouth) -> Result<Done> {
     done.data_wait = waited.as_secs_f64() / spent;
     done.notices = notices;
     Ok(done)
+}
+
+/// What a step that came to nothing was made of, and where the run can be taken up.
+fn blame(batch: &Batch, plan: &Plan, done: &Done) -> String {
+    let datasets = plan.data.told.datasets.iter().enumerate().map(|(i, d)| format!("{i} is {}", d.name));
+    format!(
+        "The batch was (dataset, frame) {:?}, where {}. The last good checkpoint: {}",
+        batch.indices,
+        datasets.collect::<Vec<_>>().join(", "),
+        done.checkpoint.as_deref().unwrap_or("none")
+    )
 }
 
 /// The state before the first step, or as it was saved; and the seconds that it took until then.
