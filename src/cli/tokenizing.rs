@@ -20,7 +20,7 @@ use crate::policy::tokenizer::Tokenizer;
 use crate::weights::companions::Kind;
 
 /// Beside a checkpoint, or in its assets, a FAST codec of its own.
-const FAST_FOLDER: &str = "fast_tokenizer";
+pub(super) const FAST_FOLDER: &str = "fast_tokenizer";
 /// The published codec, in the cache of Hugging Face's hub.
 const FAST_HUB: &str = ".cache/huggingface/hub/models--physical-intelligence--fast/snapshots";
 

@@ -137,11 +137,6 @@ impl State {
         self.replicas = others.iter().map(|device| self.pi().clone().to_device(device)).collect();
     }
 
-    /// Where it computes: this state's own device, then those of the copies.
-    pub fn devices(&self) -> Vec<Device> {
-        std::iter::once(self.pi()).chain(&self.replicas).map(Pi::device).collect()
-    }
-
     /// Learns from the parts of a batch, one after another on this device.
     ///
     /// # Errors

@@ -15,12 +15,12 @@ use super::CheckpointFormat;
 use super::plan::Plan;
 use crate::cli::convert::default_threads;
 use crate::cli::output::Mouth;
+use crate::cli::tokenizing::FAST_FOLDER;
+use crate::policy::tokenizer;
 use crate::train::snapshot::{Saving, kind};
 use crate::train::state::State;
 use crate::weights::state::{self, Format, Outline};
 
-/// What a tokenizer is called beside a checkpoint.
-const TOKENIZER: &str = "paligemma_tokenizer.model";
 /// Larger files are not carried along.
 const MAX_BESIDE_BYTES: u64 = 64 << 20;
 
@@ -159,8 +159,10 @@ fn beside(plan: &Plan) -> Result<Vec<(PathBuf, Vec<u8>)>> {
         Ok(())
     };
     if let Some(path) = plan.data.told.tokenizer.as_deref().map(Path::new) {
+        // Under a name that is looked for beside a checkpoint.
+        let [model, _, document] = tokenizer::NAMES;
         let json = path.extension().is_some_and(|e| e == "json");
-        add(PathBuf::from(if json { "tokenizer.json" } else { TOKENIZER }), path)?;
+        add(PathBuf::from(if json { document } else { model }), path)?;
     }
     if let Some(folder) = plan.data.told.fast_tokenizer.as_deref().map(Path::new) {
         let mut entries: Vec<PathBuf> =
@@ -168,7 +170,7 @@ fn beside(plan: &Plan) -> Result<Vec<(PathBuf, Vec<u8>)>> {
         entries.sort();
         for path in entries.iter().filter(|path| path.is_file()) {
             if let Some(name) = path.file_name() {
-                add(Path::new("fast_tokenizer").join(name), path)?;
+                add(Path::new(FAST_FOLDER).join(name), path)?;
             }
         }
     }
