@@ -14,6 +14,7 @@
 //! - `sample`: from an observation to actions, by Euler steps or token by token.
 //! - `device`: the one place that names a backend or decides a dtype.
 //! - `train`: fine-tuning: the loss as openpi has it, the step as optax makes it, runs that go on where they stopped.
+//! - `serve`: openpi's websocket protocol: a server that holds, and a client. It knows a policy only as a trait. No Burn.
 //! - `verify`: the proof: the model run on recorded inputs, every intermediate compared with what JAX recorded.
 //! - [`config`]: `configs/*.toml` as settings: models, robots, presets.
 //! - [`cli`]: the `pi0` command: one file a verb, one mouth.
@@ -36,6 +37,8 @@ pub mod plot;
 pub mod policy;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "robot")]
 pub mod train;
 #[cfg(feature = "model")]

@@ -35,7 +35,7 @@ const ROOMS: [Room; 18] = [
     Room { name: "data", uses: &["policy", "chance"] },
     Room { name: "verify", uses: &["sample", "data"] },
     Room { name: "train", uses: &["sample", "data", "plot"] },
-    Room { name: "serve", uses: &["sample", "data"] },
+    Room { name: "serve", uses: &["data", "chance"] },
     Room { name: "config", uses: &["verify", "train", "serve"] },
     Room { name: "device", uses: &["kernels"] },
     Room { name: "cli", uses: &["verify", "train", "serve", "config", "device"] },
@@ -67,8 +67,8 @@ const RESERVED: [Reserved; 4] = [
     },
     Reserved {
         what: &["burn", "burn_*", "cubecl", "cubecl_*"],
-        rooms: &["kernels", "model", "weights", "sample", "data", "verify", "train", "serve", "device", "cli"],
-        instead: "`policy`, `config` and the formats know no Burn: use plain slices and vectors",
+        rooms: &["kernels", "model", "weights", "sample", "data", "verify", "train", "device", "cli"],
+        instead: "`policy`, `serve`, `config` and the formats know no Burn: use plain slices and vectors",
     },
 ];
 

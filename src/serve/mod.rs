@@ -1,0 +1,17 @@
+//! openpi's websocket protocol: a server that holds, and a client.
+//!
+//! Invariants: what goes over the wire is what openpi's server and client send, byte for byte; what this project adds
+//! stands under one key, [`EXTENSIONS`], and nobody who does not ask for it sees it. Foreign bytes never panic and never
+//! make us hold more than their limit. A policy is a trait here: nothing in this room knows a network. Source: openpi
+//! 15a9616, serving/websocket_policy_server.py, packages/openpi-client.
+//!
+//! - [`tree`]: what a message is made of
+//! - [`request`]: a message as a request, an answer as a message
+//! - [`policy`]: what a server asks of a policy
+
+pub mod policy;
+pub mod request;
+pub mod tree;
+
+/// The key under which requests and answers carry what openpi's protocol does not have.
+pub const EXTENSIONS: &str = "pi0";
