@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::tree::Tree;
 use crate::policy::array::Array;
+pub use crate::policy::chunking::{Method, Schedule};
 use crate::policy::record::Record;
 
 /// A request, understood.
@@ -54,33 +55,6 @@ pub struct Previous {
     pub delay: usize,
     /// How they are kept.
     pub method: Method,
-}
-
-/// How a new chunk is made to go on from the last one.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
-    /// Every step's velocity is corrected towards the last chunk.
-    Guided {
-        /// How the pull fades after the delay.
-        schedule: Schedule,
-        /// Its bound.
-        max_guidance_weight: f32,
-    },
-    /// The first `delay` actions are the last chunk's own, at time 0, and the others see them.
-    Frozen,
-}
-
-/// How the pull towards the last chunk fades from the delay to the chunk's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    /// By a straight line, bent.
-    Exp,
-    /// By a straight line.
-    Linear,
-    /// Not at all.
-    Ones,
-    /// At once.
-    Zeros,
 }
 
 /// Actions, and how long they took.
