@@ -12,6 +12,8 @@ pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
 mod diff;
+#[cfg(feature = "model")]
+pub mod engine;
 #[cfg(feature = "robot")]
 pub mod episode;
 #[cfg(feature = "robot")]
@@ -21,9 +23,13 @@ pub mod fast_tokenizer;
 mod fetch;
 #[cfg(feature = "model")]
 pub mod finetune;
+#[cfg(feature = "model")]
+mod inference;
 pub mod inspect;
 #[cfg(feature = "robot")]
 mod motion;
+#[cfg(feature = "model")]
+mod network;
 #[cfg(feature = "robot")]
 pub mod norm_stats;
 #[cfg(feature = "model")]
