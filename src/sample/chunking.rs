@@ -11,7 +11,7 @@
 //!
 //! Invariant: with nothing to go on from (weights of zero, no delay) both are plain sampling.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::flow::{At, Steps};
 use crate::model::flow::{Condition, Context};
@@ -24,7 +24,7 @@ pub enum Continue {
     Guided {
         /// `[B, horizon, A]`, f32, as the model has actions; zeros where nothing is left.
         previous: Tensor<3>,
-        /// What each action of the horizon counts: see [`weights`](crate::policy::chunking::weights).
+        /// `[B, horizon]`: what each action counts: see [`weights`](crate::policy::chunking::weights).
         weights: Vec<f32>,
         /// The bound of g.
         max_guidance_weight: f32,
@@ -46,6 +46,58 @@ fn guidance(t: f32, max: f32) -> f32 {
     (c * spread).min(max)
 }
 
+/// One way from noise to actions.
+struct Course<'a> {
+    steps: &'a Steps,
+    at: At<'a>,
+    from: &'a Continue,
+}
+
+impl Course<'_> {
+    /// The velocity of `x_t`, made to go on from the last chunk.
+    fn velocity(&self, x_t: Tensor<3>, t: f32, condition: &Condition, taps: &mut Taps<'_>) -> Tensor<3> {
+        let [b, horizon, a] = x_t.dims();
+        match self.from {
+            Continue::Guided { previous, weights, max_guidance_weight } => {
+                let w = TensorData::new(weights.clone(), [weights.len() / horizon, horizon, 1]);
+                let w = Tensor::<3>::from_data(w, (&x_t.device(), DType::F32));
+                let x = x_t.autodiff().require_grad();
+                let v = self.at.velocity(x.clone(), condition, &mut Taps::off());
+                let dtype = v.dtype();
+                let v = v.cast(DType::F32);
+                let clean = x.clone() - v.clone().mul_scalar(t);
+                let error = (previous.clone() - clean.clone().inner()) * w;
+                taps.note(format_args!("step/error"), &error);
+                let mut found = (clean * error).sum().backward();
+                let pull = x.grad_remove(&mut found).expect("the clean actions depend on the noisy ones");
+                taps.note(format_args!("step/correction"), &pull);
+                (v.inner() - pull.mul_scalar(guidance(t, *max_guidance_weight))).cast(dtype)
+            }
+            Continue::Frozen { delay: 0, .. } => self.at.velocity(x_t, condition, taps),
+            Continue::Frozen { delay, .. } => {
+                let delay = (*delay).min(horizon);
+                let clean = self.steps.clean(self.at.pi);
+                let condition = Condition::by_token((clean, delay), (condition, horizon - delay));
+                let v = self.at.velocity(x_t, &condition, taps);
+                let still = Tensor::zeros([b, delay, a], (&v.device(), v.dtype()));
+                v.slice_assign([0..b, 0..delay, 0..a], still)
+            }
+        }
+    }
+
+    /// With the actions that stay where they stay.
+    fn pinned(&self, x: Tensor<3>) -> Tensor<3> {
+        let [b, horizon, a] = x.dims();
+        match self.from {
+            Continue::Frozen { previous, delay } if *delay > 0 => {
+                let stays = [0..b, 0..(*delay).min(horizon), 0..a];
+                x.slice_assign(stays.clone(), previous.clone().slice(stays))
+            }
+            _ => x,
+        }
+    }
+}
+
 impl Steps {
     /// As [`Steps::denoise`], going on from the last chunk.
     pub fn denoise_on(
@@ -57,43 +109,26 @@ impl Steps {
         from: &Continue,
         taps: &mut Taps<'_>,
     ) -> Tensor<3> {
-        let at = At::new(pi, context, state);
-        let [b, horizon, a] = noise.dims();
-        match from {
-            Continue::Guided { previous, weights, max_guidance_weight } => {
-                let w = Tensor::<1>::from_data(&weights[..], (&noise.device(), DType::F32)).reshape([1, horizon, 1]);
-                self.walk(noise, taps, |x_t, t, condition, taps| {
-                    let x = x_t.autodiff().require_grad();
-                    let v = at.velocity(x.clone(), condition, &mut Taps::off());
-                    let dtype = v.dtype();
-                    let v = v.cast(DType::F32);
-                    let clean = x.clone() - v.clone().mul_scalar(t);
-                    let error = (previous.clone() - clean.clone().inner()) * w.clone();
-                    let mut found = (clean * error).sum().backward();
-                    let pull = x.grad_remove(&mut found).expect("the clean actions depend on the noisy ones");
-                    taps.note(format_args!("step/pull"), &pull);
-                    (v.inner() - pull.mul_scalar(guidance(t, *max_guidance_weight))).cast(dtype)
-                })
-            }
-            Continue::Frozen { previous, delay } => {
-                let delay = (*delay).min(horizon);
-                let last = previous.clone().slice([0..b, 0..delay, 0..a]);
-                let begin = |x: Tensor<3>| match delay {
-                    0 => x,
-                    _ => x.slice_assign([0..b, 0..delay, 0..a], last.clone()),
-                };
-                let x = self.walk(begin(noise), taps, |x_t, _, condition, taps| {
-                    if delay == 0 {
-                        return at.velocity(x_t, condition, taps);
-                    }
-                    let condition = Condition::by_token((self.clean(pi), delay), (condition, horizon - delay));
-                    let v = at.velocity(x_t, &condition, taps);
-                    let (still, dtype) = ([0..b, 0..delay, 0..a], v.dtype());
-                    v.slice_assign(still, Tensor::zeros([b, delay, a], (&last.device(), dtype)))
-                });
-                begin(x)
-            }
-        }
+        let course = Course { steps: self, at: At::new(pi, context, state), from };
+        let x =
+            self.walk(course.pinned(noise), taps, |x_t, t, condition, taps| course.velocity(x_t, t, condition, taps));
+        course.pinned(x)
+    }
+
+    /// The velocity in one step of [`Steps::denoise_on`], counted from 0.
+    #[allow(clippy::too_many_arguments, reason = "those of denoise_on, and which step")]
+    pub fn velocity_on(
+        &self,
+        step: usize,
+        pi: &Pi,
+        context: &Context,
+        state: &Tensor<2>,
+        x_t: Tensor<3>,
+        from: &Continue,
+        taps: &mut Taps<'_>,
+    ) -> Tensor<3> {
+        let course = Course { steps: self, at: At::new(pi, context, state), from };
+        course.velocity(x_t, self.times()[step], self.condition(step), taps)
     }
 }
 

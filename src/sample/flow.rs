@@ -69,6 +69,11 @@ impl Steps {
         &self.times
     }
 
+    /// What the model makes of a step's time.
+    pub(super) fn condition(&self, step: usize) -> &Condition {
+        &self.conditions[step]
+    }
+
     /// What the model makes of t = 0, where actions are clean.
     pub(super) fn clean(&self, pi: &Pi) -> &Condition {
         self.clean.get_or_init(|| pi.condition(&[0.0], &mut Taps::off()))
