@@ -6,12 +6,14 @@
 //! 15a9616, serving/websocket_policy_server.py, packages/openpi-client.
 //!
 //! - [`tree`]: what a message is made of
+//! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
 
 pub mod policy;
 pub mod request;
 pub mod tree;
+pub mod wire;
 
 /// The key under which requests and answers carry what openpi's protocol does not have.
 pub const EXTENSIONS: &str = "pi0";
