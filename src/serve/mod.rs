@@ -9,7 +9,9 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`broker`]: one action at a time, from chunks
 
+pub mod broker;
 pub mod policy;
 pub mod request;
 pub mod tree;
