@@ -9,9 +9,11 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`client`]: a blocking client
 //! - [`broker`]: one action at a time, from chunks
 
 pub mod broker;
+pub mod client;
 pub mod policy;
 pub mod request;
 pub mod tree;
