@@ -54,7 +54,6 @@ pub struct Engine {
     grammar: Option<Grammar>,
     seed: AtomicU64,
     metadata: Tree,
-    device: Device,
     // One thread computes; the lock is there because a network may be used by one at a time only.
     network: Mutex<Network>,
     /// Milliseconds that reading the weights took.
@@ -107,7 +106,6 @@ impl Engine {
             grammar,
             seed: AtomicU64::new(args.seed.unwrap_or(0)),
             metadata,
-            device,
             network: Mutex::new(Network { pi, steps }),
             load_ms,
         })
@@ -131,6 +129,13 @@ impl Engine {
     /// Steps of a chunk, and values of an action as the model has them; `None` for pi0-FAST, which begins with no noise.
     pub(super) fn noise_shape(&self) -> Option<[usize; 2]> {
         self.wanted.action_dim().map(|dim| [self.horizon, dim])
+    }
+
+    /// Noise from a seed and a number, `[horizon, A]`; `None` for pi0-FAST.
+    pub(super) fn noise(&self, seed: u64, number: usize) -> Option<Array> {
+        let [horizon, dim] = self.noise_shape()?;
+        let noise = observation::random_noise(seed.wrapping_add(number as u64), 1, horizon, dim);
+        Some(Array::f32([horizon, dim], noise.values))
     }
 
     /// Runs the network on observations from chance, twice, so that no client waits for what is done once. Milliseconds

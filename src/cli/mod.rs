@@ -26,6 +26,8 @@ pub mod finetune;
 #[cfg(feature = "model")]
 mod inference;
 pub mod inspect;
+#[cfg(feature = "model")]
+mod made_up;
 #[cfg(feature = "robot")]
 mod motion;
 #[cfg(feature = "model")]

@@ -6,12 +6,18 @@
 //! 15a9616, serving/websocket_policy_server.py, packages/openpi-client.
 //!
 //! - [`tree`]: what a message is made of
+//! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`client`]: a blocking client
+//! - [`broker`]: one action at a time, from chunks
 
+pub mod broker;
+pub mod client;
 pub mod policy;
 pub mod request;
 pub mod tree;
+pub mod wire;
 
 /// The key under which requests and answers carry what openpi's protocol does not have.
 pub const EXTENSIONS: &str = "pi0";

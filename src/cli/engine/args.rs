@@ -107,6 +107,35 @@ pub struct Args {
     pub download: bool,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        Args {
+            config: None,
+            checkpoint_dir: None,
+            from: None,
+            default_prompt: None,
+            norm_stats: None,
+            asset_id: None,
+            tokenizer: None,
+            fast_tokenizer: None,
+            on_malformed: None,
+            reading: None,
+            seed: None,
+            num_steps: None,
+            max_decoding_steps: None,
+            temperature: None,
+            constrained: false,
+            positions: None,
+            stop: None,
+            lora_scale: 1.0,
+            device: "cpu".to_owned(),
+            dtype: Precision::F32,
+            threads: None,
+            download: false,
+        }
+    }
+}
+
 /// How pi0-FAST decodes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Decoding {
