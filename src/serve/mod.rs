@@ -9,9 +9,11 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`server`]: serves it
 
 pub mod policy;
 pub mod request;
+pub mod server;
 pub mod tree;
 pub mod wire;
 
