@@ -10,7 +10,11 @@
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
 //! - [`server`]: serves it
+//! - [`client`]: a blocking client
+//! - [`broker`]: one action at a time, from chunks
 
+pub mod broker;
+pub mod client;
 pub mod policy;
 pub mod request;
 pub mod server;
