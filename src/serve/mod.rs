@@ -9,6 +9,7 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`server`]: serves it
 //! - [`client`]: a blocking client
 //! - [`broker`]: one action at a time, from chunks
 
@@ -16,6 +17,7 @@ pub mod broker;
 pub mod client;
 pub mod policy;
 pub mod request;
+pub mod server;
 pub mod tree;
 pub mod wire;
 
