@@ -8,8 +8,14 @@
 //! - [`tree`]: what a message is made of
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`recorded`]: a request and its answer as openpi's recorder keeps them, and back
+//! - [`recorder`]: keeps them while the server runs
+//! - [`compare`]: a recorded answer held against a new one
 
+pub mod compare;
 pub mod policy;
+pub mod recorded;
+pub mod recorder;
 pub mod request;
 pub mod tree;
 
