@@ -7,56 +7,26 @@
 //! `max_guidance_weight`. Invariant: [`message`] of [`recording`] asks for the very same actions.
 
 use super::EXTENSIONS;
-use super::request::{Answer, Method, Previous, Request, Schedule};
+use super::request::{Extensions, Request, observation, put};
 use super::tree::Tree;
 use crate::data::recording::Recording;
-use crate::policy::array::{Array, Values};
-use crate::policy::record::{Record, Value};
+use crate::policy::array::Values;
+use crate::policy::record::{Fault, Record, Value};
 
-/// What openpi's robots send flat, with the `/` in the key: `observation/state`. All others send dictionaries.
-const FLAT: &str = "observation/";
-
-/// One request and what it was answered.
-pub fn recording(request: &Request, answer: &Answer) -> Recording {
+/// One request and what it was answered. `outputs` is what the policy gave, openpi's `policy_timing` among it.
+///
+/// The deadline of a request is not kept: what came in time may come again. What has no place in a record (`None`, lists
+/// of texts) is left out of the outputs.
+///
+/// # Errors
+/// A seed of more than 63 bits, which no message carries.
+pub fn recording(request: &Request, outputs: &Tree) -> Result<Recording, Fault> {
     let mut inputs = request.observation.clone();
-    let own = |name: &str| format!("{EXTENSIONS}/{name}");
-    let extensions = request.extensions.as_ref();
-    if let Some(noise) = extensions.and_then(|extensions| extensions.noise.as_ref()) {
-        inputs.put_array(own("noise"), noise.clone());
-    } else if let Some(seed) = answer.seed.or(extensions.and_then(|extensions| extensions.seed)) {
-        match i64::try_from(seed) {
-            Ok(seed) => inputs.put_array(own("seed"), Array::new([], Values::I64(vec![seed]))),
-            // Beyond what a message carries; kept all the same, for people.
-            Err(_) => inputs.put_text(own("seed"), seed.to_string()),
-        }
+    if let Some(extensions) = &request.extensions {
+        let kept = Extensions { deadline: None, ..extensions.clone() };
+        put(&mut inputs, EXTENSIONS.to_owned(), kept.tree()?)?;
     }
-    if let Some(Previous { actions, delay, method }) = extensions.and_then(|extensions| extensions.previous.as_ref()) {
-        inputs.put_array(own("previous"), actions.clone());
-        inputs.put_array(own("delay"), Array::new([], Values::I64(vec![*delay as i64])));
-        match method {
-            Method::Frozen => inputs.put_text(own("method"), "frozen"),
-            Method::Guided { schedule, max_guidance_weight } => {
-                inputs.put_text(own("method"), "guided");
-                inputs.put_text(own("schedule"), name(*schedule));
-                inputs.put_array(own("max_guidance_weight"), Array::f64([], vec![f64::from(*max_guidance_weight)]));
-            }
-        }
-    }
-    let mut outputs = Record::default();
-    for (key, value) in &answer.outputs {
-        flatten(&mut outputs, key, value);
-    }
-    outputs.put_array("policy_timing/infer_ms", Array::f64([], vec![answer.infer_ms]));
-    Recording { inputs, outputs }
-}
-
-fn name(schedule: Schedule) -> &'static str {
-    match schedule {
-        Schedule::Exp => "exp",
-        Schedule::Linear => "linear",
-        Schedule::Ones => "ones",
-        Schedule::Zeros => "zeros",
-    }
+    Ok(Recording { inputs, outputs: record(outputs) })
 }
 
 /// Was it kept what the actions began as? openpi's own recorder does not keep it.
@@ -65,40 +35,30 @@ pub fn noise_is_known(recording: &Recording) -> bool {
 }
 
 /// What is sent to ask for the same actions again.
-///
-/// Keys become dictionaries again at each `/`, as openpi's ALOHA has them, but for those under `observation/`, which its
-/// DROID and LIBERO send flat. A server of this project takes both.
 pub fn message(recording: &Recording) -> Tree {
-    let mut root = vec![];
+    let prefix = format!("{EXTENSIONS}/");
+    let (mut robots, mut own) = (Record::default(), vec![]);
     for (key, value) in &recording.inputs.values {
-        let path: Vec<&str> = if key.starts_with(FLAT) { vec![key] } else { key.split('/').collect() };
-        put(&mut root, &path, value);
-    }
-    Tree::Map(root)
-}
-
-fn put(members: &mut Vec<(String, Tree)>, path: &[&str], value: &Value) {
-    let [name, rest @ ..] = path else { return };
-    let leaf = || match value {
-        Value::Text(text) => Tree::Text(text.clone()),
-        Value::Array(array) => plain(array),
-    };
-    if !rest.is_empty() {
-        let at = members.iter().position(|(known, inner)| known == name && matches!(inner, Tree::Map(_)));
-        let at = at.unwrap_or_else(|| {
-            members.push(((*name).to_owned(), Tree::Map(vec![])));
-            members.len() - 1
-        });
-        match &mut members[at].1 {
-            Tree::Map(inner) => return put(inner, rest, value),
-            _ => return,
+        match key.strip_prefix(&prefix) {
+            Some(name) => own.push((name.to_owned(), plain(value))),
+            None => robots.put(key.clone(), value.clone()),
         }
     }
-    members.push(((*name).to_owned(), leaf()));
+    let mut message = observation(&robots);
+    if let Tree::Map(members) = &mut message
+        && !own.is_empty()
+    {
+        members.push((EXTENSIONS.to_owned(), Tree::Map(own)));
+    }
+    message
 }
 
-/// Python's own numbers, as the recording holds them.
-fn plain(array: &Array) -> Tree {
+/// Python's own numbers where the recording holds such.
+fn plain(value: &Value) -> Tree {
+    let array = match value {
+        Value::Text(text) => return Tree::Text(text.clone()),
+        Value::Array(array) => array,
+    };
     match (&array.values, array.shape.as_slice()) {
         (Values::Bool(x), []) if x.len() == 1 => Tree::Bool(x[0]),
         (Values::I64(x), []) if x.len() == 1 => Tree::Int(x[0]),
@@ -107,42 +67,24 @@ fn plain(array: &Array) -> Tree {
     }
 }
 
-/// An answer as a record. `None`, and lists that are no array, have no place in one and are left out.
+/// An answer as a record; what has no place in one is left out.
 pub fn record(answer: &Tree) -> Record {
     let mut record = Record::default();
     if let Tree::Map(members) = answer {
         for (key, value) in members {
-            flatten(&mut record, key, value);
+            // Half a dictionary is better than none.
+            let _ = put(&mut record, key.clone(), value.clone());
         }
     }
     record
-}
-
-fn flatten(record: &mut Record, key: &str, value: &Tree) {
-    let scalar = |values| Array::new([], values);
-    match value {
-        Tree::Nil => {}
-        Tree::Bool(x) => record.put_array(key, scalar(Values::Bool(vec![*x]))),
-        Tree::Int(x) => record.put_array(key, scalar(Values::I64(vec![*x]))),
-        Tree::Float(x) => record.put_array(key, scalar(Values::F64(vec![*x]))),
-        Tree::Text(text) => record.put_text(key, text.clone()),
-        Tree::Bytes(bytes) => record.put_array(key, Array::u8([bytes.len()], bytes.clone())),
-        Tree::Array(array) => record.put_array(key, array.clone()),
-        Tree::List(items) => {
-            let numbers: Option<Vec<f64>> = items.iter().map(Tree::number).collect();
-            if let Some(numbers) = numbers {
-                record.put_array(key, Array::f64([numbers.len()], numbers));
-            }
-        }
-        Tree::Map(members) => members.iter().for_each(|(name, value)| flatten(record, &format!("{key}/{name}"), value)),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::recording;
-    use crate::serve::request::Extensions;
+    use crate::policy::array::Array;
+    use crate::serve::request::{Method, Previous, Schedule};
 
     fn request(extensions: Option<Extensions>) -> Request {
         let mut observation = Record::default();
@@ -154,76 +96,62 @@ mod tests {
         Request { observation, extensions }
     }
 
-    fn answer(seed: Option<u64>) -> Answer {
-        let actions = Tree::Array(Array::f32([1, 2], vec![0.5, 1.0]));
-        let inner = Tree::Map(vec![("a".to_owned(), Tree::List(vec![Tree::Int(1), Tree::Float(0.5)]))]);
-        let outputs = vec![("actions".to_owned(), actions), ("more".to_owned(), inner), ("none".to_owned(), Tree::Nil)];
-        Answer { outputs, infer_ms: 61.25, seed }
+    fn outputs() -> Tree {
+        let map = |key: &str, value| Tree::Map(vec![(key.to_owned(), value)]);
+        Tree::Map(vec![
+            ("actions".to_owned(), Tree::Array(Array::f32([1, 2], vec![0.5, 1.0]))),
+            ("more".to_owned(), map("a", Tree::List(vec![Tree::Int(1), Tree::Float(0.5)]))),
+            ("none".to_owned(), Tree::Nil),
+            ("names".to_owned(), Tree::List(vec![Tree::Text("x".to_owned())])),
+            ("policy_timing".to_owned(), map("infer_ms", Tree::Float(61.25))),
+        ])
+    }
+
+    /// Kept, written, read, sent and understood again.
+    fn there_and_back(request: &Request) -> Request {
+        let kept = recording(request, &outputs()).unwrap();
+        let read = recording::parse(&recording::bytes(&kept).unwrap()).unwrap();
+        assert_eq!(read, kept);
+        Request::parse(message(&read)).unwrap()
     }
 
     #[test]
-    fn a_message_has_the_dictionaries_that_openpis_robots_send() {
-        let kept = recording(&request(None), &answer(Some(7)));
-        let message = message(&kept);
-        let images = message.get("images").unwrap();
-        assert_eq!(images.get("cam_high"), Some(&Tree::Array(Array::u8([1, 1, 3], vec![1, 2, 3]))));
-        assert_eq!(images.get("cam_low"), Some(&Tree::Array(Array::u8([1, 1, 3], vec![4, 5, 6]))));
-        assert_eq!(message.get("observation/gripper"), Some(&Tree::Float(0.25)));
-        assert_eq!(message.get("prompt"), Some(&Tree::Text("go".to_owned())));
-        assert_eq!(message.get(EXTENSIONS).unwrap().get("seed"), Some(&Tree::Int(7)));
+    fn a_kept_request_asks_for_the_same_again() {
+        let previous =
+            |method| Some(Previous { actions: Array::f32([2, 2], vec![1.0, 2.0, 3.0, 4.0]), delay: 2, method });
+        let guided = Method::Guided { schedule: Schedule::Linear, max_guidance_weight: 2.5 };
+        let noise = Some(Array::f32([1, 2], vec![0.1, -0.1]));
+        let all = [
+            Extensions { seed: Some(7), ..Extensions::default() },
+            Extensions { noise, previous: previous(guided), ..Extensions::default() },
+            Extensions { seed: Some(0), previous: previous(Method::Frozen), ..Extensions::default() },
+        ];
+        for extensions in all {
+            let request = request(Some(extensions));
+            assert_eq!(there_and_back(&request), request);
+            assert!(noise_is_known(&recording(&request, &outputs()).unwrap()));
+        }
+        let plain = request(None);
+        assert_eq!(there_and_back(&plain), plain);
+        assert!(!noise_is_known(&recording(&plain, &outputs()).unwrap()));
     }
 
     #[test]
-    fn a_key_that_is_a_value_and_a_dictionary_keeps_both() {
-        let mut kept = Recording::default();
-        kept.inputs.put_text("a", "x");
-        kept.inputs.put_text("a/b", "y");
-        let Tree::Map(members) = message(&kept) else { panic!("a dictionary") };
-        assert_eq!(members.len(), 2);
+    fn a_deadline_is_not_kept_and_a_seed_beyond_the_wire_is_refused() {
+        let deadline = Some(std::time::Duration::from_millis(5));
+        let late = Extensions { seed: Some(1), deadline, ..Extensions::default() };
+        let again = there_and_back(&request(Some(late)));
+        assert_eq!(again.extensions, Some(Extensions { seed: Some(1), ..Extensions::default() }));
+        let beyond = request(Some(Extensions { seed: Some(u64::MAX), ..Extensions::default() }));
+        assert!(recording(&beyond, &outputs()).unwrap_err().to_string().contains("pi0/seed"));
     }
 
     #[test]
-    fn what_the_policy_gave_is_flat_and_has_its_time() {
-        let kept = recording(&request(None), &answer(None));
-        assert!(!noise_is_known(&kept));
+    fn what_the_policy_gave_is_flat() {
+        let kept = recording(&request(None), &outputs()).unwrap();
         let keys: Vec<&str> = kept.outputs.values.keys().map(String::as_str).collect();
         assert_eq!(keys, ["actions", "more/a", "policy_timing/infer_ms"]);
         assert_eq!(kept.outputs.array("policy_timing/infer_ms").unwrap(), &Array::f64([], vec![61.25]));
         assert_eq!(kept.outputs.array("more/a").unwrap(), &Array::f64([2], vec![1.0, 0.5]));
-    }
-
-    #[test]
-    fn chance_and_the_chunk_before_stand_beside_the_observation() {
-        let previous = Previous {
-            actions: Array::f32([2, 2], vec![1.0, 2.0, 3.0, 4.0]),
-            delay: 2,
-            method: Method::Guided { schedule: Schedule::Linear, max_guidance_weight: 5.0 },
-        };
-        let noise = Array::f32([1, 2], vec![0.1, -0.1]);
-        let extensions = Extensions { noise: Some(noise.clone()), previous: Some(previous), ..Extensions::default() };
-        let kept = recording(&request(Some(extensions)), &answer(None));
-        assert!(noise_is_known(&kept));
-        let bytes = recording::bytes(&kept).unwrap();
-        let again = recording::parse(&bytes).unwrap();
-        assert_eq!(again, kept);
-        let own = message(&again).get(EXTENSIONS).cloned().unwrap();
-        assert_eq!(own.get("noise"), Some(&Tree::Array(noise)));
-        assert_eq!(own.get("seed"), None);
-        assert_eq!(own.get("delay"), Some(&Tree::Int(2)));
-        assert_eq!(own.get("method"), Some(&Tree::Text("guided".to_owned())));
-        assert_eq!(own.get("schedule"), Some(&Tree::Text("linear".to_owned())));
-        assert_eq!(own.get("max_guidance_weight"), Some(&Tree::Float(5.0)));
-    }
-
-    #[test]
-    fn the_seed_that_the_server_drew_is_kept_where_none_was_told() {
-        let told = Extensions { seed: Some(3), ..Extensions::default() };
-        let seed = |request: &Request, seed| recording(request, &answer(seed)).inputs.get("pi0/seed").cloned();
-        let whole = |n| Some(Value::Array(Array::new([], Values::I64(vec![n]))));
-        assert_eq!(seed(&request(None), Some(9)), whole(9));
-        assert_eq!(seed(&request(Some(told.clone())), Some(3)), whole(3));
-        assert_eq!(seed(&request(Some(told)), None), whole(3));
-        assert_eq!(seed(&request(None), None), None);
-        assert_eq!(seed(&request(None), Some(u64::MAX)), Some(Value::Text(u64::MAX.to_string())));
     }
 }

@@ -17,8 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::recorded;
-use super::request::{Answer, Request};
+use super::request::Request;
+use super::tree::Tree;
+use super::{EXTENSIONS, recorded};
 use crate::data::recording::{self, Recording, RecordingError, RecordingFault};
 
 /// How much may wait for the disk, and how long a request may wait for room.
@@ -69,6 +70,7 @@ pub struct Counts {
 pub struct Recorder {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+    folder: PathBuf,
     room: Room,
 }
 
@@ -95,11 +97,28 @@ struct State {
     stuck: bool,
     closed: bool,
     counts: Counts,
+    /// Kinds of failure that were told.
+    told: HashSet<(Discriminant<RecordingFault>, Option<ErrorKind>)>,
 }
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts it; tells the first of its kind.
+    fn failed(&self, error: RecordingError) {
+        let kind = match &error.fault {
+            RecordingFault::Io(error) | RecordingFault::Write(error) => Some(error.kind()),
+            _ => None,
+        };
+        let mut state = self.state();
+        state.counts.failed += 1;
+        let first = state.told.insert((std::mem::discriminant(&error.fault), kind));
+        drop(state);
+        if first {
+            (self.tell)(Event::Failed { error });
+        }
     }
 }
 
@@ -121,19 +140,27 @@ impl Recorder {
             taken: Condvar::new(),
             tell: Box::new(tell),
         });
-        let mut writer = Writer { folder: folder.to_owned(), next, shared: Arc::clone(&shared), told: HashSet::new() };
+        let mut writer = Writer { folder: folder.to_owned(), next, shared: Arc::clone(&shared) };
         let started = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || writer.run());
         let started =
             started.map_err(|error| RecordingError { path: folder.to_owned(), fault: RecordingFault::Write(error) })?;
-        Ok(Recorder { shared, writer: Some(started), room })
+        Ok(Recorder { shared, writer: Some(started), folder: folder.to_owned(), room })
     }
 
-    /// Keeps a request and its answer. Blocks for [`Room::patience`] at most: not for a thread that serves sockets.
-    pub fn keep(&self, request: &Request, answer: &Answer) {
-        self.keep_recording(recorded::recording(request, answer));
+    /// Keeps a request and what it was answered: what openpi's `Policy.infer` returns. Blocks for [`Room::patience`] at
+    /// most: not for a thread that serves sockets. Where the server drew noise, the request has its seed.
+    pub fn keep(&self, request: &Request, outputs: &Tree) {
+        match recorded::recording(request, outputs) {
+            Ok(recording) => self.wait_for_room(recording),
+            Err(fault) => {
+                let (key, what) = (EXTENSIONS.to_owned(), fault.to_string());
+                let error = RecordingError { path: self.folder.clone(), fault: RecordingFault::Unfit { key, what } };
+                self.shared.failed(error);
+            }
+        }
     }
 
-    fn keep_recording(&self, recording: Recording) {
+    fn wait_for_room(&self, recording: Recording) {
         let bytes = recording::record_bytes(&recording.inputs) + recording::record_bytes(&recording.outputs);
         let full = |state: &State| {
             !state.waiting.is_empty()
@@ -201,28 +228,14 @@ struct Writer {
     folder: PathBuf,
     next: u64,
     shared: Arc<Shared>,
-    /// Kinds of failure that were told.
-    told: HashSet<(Discriminant<RecordingFault>, Option<ErrorKind>)>,
 }
 
 impl Writer {
     fn run(&mut self) {
         while let Some(recording) = self.take() {
-            let written = self.write(&recording);
-            let mut state = self.shared.state();
-            match &written {
-                Ok(()) => state.counts.written += 1,
-                Err(_) => state.counts.failed += 1,
-            }
-            drop(state);
-            if let Err(error) = written {
-                let kind = match &error.fault {
-                    RecordingFault::Io(error) | RecordingFault::Write(error) => Some(error.kind()),
-                    _ => None,
-                };
-                if self.told.insert((std::mem::discriminant(&error.fault), kind)) {
-                    (self.shared.tell)(Event::Failed { error });
-                }
+            match self.write(&recording) {
+                Ok(()) => self.shared.state().counts.written += 1,
+                Err(error) => self.shared.failed(error),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::policy::array::Array;
-use crate::serve::tree::Tree;
+use crate::serve::request::Extensions;
 
 fn request(n: u64) -> Request {
     let mut request = Request::default();
@@ -12,9 +12,8 @@ fn request(n: u64) -> Request {
     request
 }
 
-fn answer() -> Answer {
-    let actions = Tree::Array(Array::f32([1, 1], vec![0.5]));
-    Answer { outputs: vec![("actions".to_owned(), actions)], infer_ms: 1.0, seed: Some(3) }
+fn outputs() -> Tree {
+    Tree::Map(vec![("actions".to_owned(), Tree::Array(Array::f32([1, 1], vec![0.5])))])
 }
 
 fn silent(event: Event) {
@@ -36,7 +35,7 @@ fn every_request_has_its_file_in_order_and_all_are_there_at_the_end() {
     let inner = folder.path().join("policy_records");
     let recorder = Recorder::open(&inner, Room { recordings: 100, ..Room::default() }, silent).unwrap();
     for n in 0..40 {
-        recorder.keep(&request(n), &answer());
+        recorder.keep(&request(n), &outputs());
     }
     assert_eq!(recorder.close(), Counts { written: 40, ..Counts::default() });
     assert_eq!(kept(&inner), (0..40).map(|n| (n, n as f64)).collect::<Vec<_>>());
@@ -50,7 +49,7 @@ fn numbers_go_on_after_the_highest_that_is_there() {
         std::fs::write(folder.path().join(name), b"mine").unwrap();
     }
     let recorder = Recorder::open(folder.path(), Room::default(), silent).unwrap();
-    recorder.keep(&request(1), &answer());
+    recorder.keep(&request(1), &outputs());
     drop(recorder);
     assert!(folder.path().join("step_11.npy").exists());
     assert_eq!(std::fs::read(folder.path().join("step_10.npy")).unwrap(), b"mine");
@@ -61,10 +60,10 @@ fn another_that_writes_into_the_folder_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let first = Recorder::open(folder.path(), Room::default(), silent).unwrap();
     let second = Recorder::open(folder.path(), Room::default(), silent).unwrap();
-    second.keep(&request(7), &answer());
+    second.keep(&request(7), &outputs());
     assert_eq!(second.close().written, 1);
-    first.keep(&request(8), &answer());
-    first.keep(&request(9), &answer());
+    first.keep(&request(8), &outputs());
+    first.keep(&request(9), &outputs());
     assert_eq!(first.close().written, 2);
     assert_eq!(kept(folder.path()), [(0, 7.0), (1, 8.0), (2, 9.0)]);
 }
@@ -85,11 +84,11 @@ fn a_disk_that_does_not_keep_up_costs_recordings_and_no_time() {
     };
     let room = Room { recordings: 2, bytes: 1 << 20, patience: Duration::from_millis(1) };
     let recorder = Recorder::open(folder.path(), room, tell).unwrap();
-    recorder.keep(&Request::default(), &answer());
+    recorder.keep(&Request::default(), &outputs());
     let Event::Failed { error } = events.recv().unwrap() else { panic!("a recording without inputs") };
     assert!(error.to_string().contains("begin with inputs/"), "{error}");
     for n in 0..10 {
-        recorder.keep(&request(n), &answer());
+        recorder.keep(&request(n), &outputs());
     }
     assert!(matches!(events.recv().unwrap(), Event::Dropped { dropped: 1 }));
     assert_eq!(recorder.counts(), Counts { written: 0, dropped: 8, failed: 1 });
@@ -107,7 +106,7 @@ fn a_recording_of_many_bytes_waits_alone() {
     let room = Room { recordings: 9, bytes: 1, patience: Duration::from_secs(60) };
     let recorder = Recorder::open(folder.path(), room, silent).unwrap();
     for n in 0..5 {
-        recorder.keep(&request(n), &answer());
+        recorder.keep(&request(n), &outputs());
     }
     assert_eq!(recorder.close().written, 5);
 }
@@ -125,18 +124,23 @@ fn a_failure_is_told_once_of_each_kind_and_leaves_no_gap() {
         }
     };
     for n in 0..3 {
-        recorder.keep(&request(n), &answer());
+        recorder.keep(&request(n), &outputs());
     }
     settled(3);
-    recorder.keep(&Request::default(), &answer());
+    recorder.keep(&Request::default(), &outputs());
     settled(4);
+    let beyond = Extensions { seed: Some(u64::MAX), ..Extensions::default() };
+    recorder.keep(&Request { extensions: Some(beyond), ..request(4) }, &outputs());
     std::fs::create_dir(&inner).unwrap();
-    recorder.keep(&request(5), &answer());
-    assert_eq!(recorder.close(), Counts { written: 1, dropped: 0, failed: 4 });
+    recorder.keep(&request(5), &outputs());
+    assert_eq!(recorder.close(), Counts { written: 1, dropped: 0, failed: 5 });
     assert_eq!(kept(&inner), [(0, 5.0)]);
     let words: Vec<String> = events.try_iter().map(|event| format!("{event:?}")).collect();
-    assert_eq!(words.len(), 2, "{words:?}");
-    assert!(words[0].contains("NotFound") && words[1].contains("NoInputs"), "{words:?}");
+    assert_eq!(words.len(), 3, "{words:?}");
+    assert!(
+        words[0].contains("NotFound") && words[1].contains("NoInputs") && words[2].contains("63 bits"),
+        "{words:?}"
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::values::MAX_DEPTH;
 use super::{MAGIC, MAX_BYTES, Recording, RecordingError, RecordingFault as Fault, shown};
+use crate::data::numpy;
 use crate::policy::array::{Array, Values};
 use crate::policy::record::{Record, Value};
 
@@ -143,7 +144,7 @@ impl Pickle {
         let mut pickle = Pickle(out);
         pickle.blank();
         pickle.put(b"(K\x01)");
-        pickle.dtype("O8", '|', 63);
+        pickle.dtype("O8", "|", 63);
         // Not in Fortran's order; a list of one dictionary.
         pickle.put(b"\x89]}(");
         pickle
@@ -188,11 +189,11 @@ impl Pickle {
         self.put(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\x01b\x87R");
     }
 
-    fn dtype(&mut self, name: &str, order: char, flags: u8) {
+    fn dtype(&mut self, name: &str, order: &str, flags: u8) {
         self.put(b"cnumpy\ndtype\n");
         self.text(name);
         self.put(b"\x89\x88\x87R(K\x03");
-        self.text(&order.to_string());
+        self.text(order);
         self.put(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK");
         self.put(&[flags, b't', b'b']);
     }
@@ -226,25 +227,12 @@ impl Pickle {
             self.int(axis);
         }
         self.put(b"t");
-        let (name, order) = match &array.values {
-            Values::U8(_) => ("u1", '|'),
-            Values::Bool(_) => ("b1", '|'),
-            Values::I32(_) => ("i4", '<'),
-            Values::I64(_) => ("i8", '<'),
-            Values::F32(_) => ("f4", '<'),
-            Values::F64(_) => ("f8", '<'),
-        };
+        // `<f4`: the order of bytes, then the name.
+        let (order, name) = numpy::name(&array.values).split_at(1);
         self.dtype(name, order, 0);
         self.put(b"\x89B");
         self.put(&(array.values.bytes() as u32).to_le_bytes());
-        match &array.values {
-            Values::U8(x) => self.put(x),
-            Values::Bool(x) => self.0.extend(x.iter().map(|x| u8::from(*x))),
-            Values::I32(x) => self.0.extend(x.iter().flat_map(|x| x.to_le_bytes())),
-            Values::I64(x) => self.0.extend(x.iter().flat_map(|x| x.to_le_bytes())),
-            Values::F32(x) => self.0.extend(x.iter().flat_map(|x| x.to_le_bytes())),
-            Values::F64(x) => self.0.extend(x.iter().flat_map(|x| x.to_le_bytes())),
-        }
+        numpy::put(&array.values, &mut self.0);
         self.put(b"tb");
         Ok(())
     }
