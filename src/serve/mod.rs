@@ -9,12 +9,14 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`client`]: a blocking client
 //! - [`broker`]: one action at a time, from chunks
 //! - [`recorded`]: a request and its answer as openpi's recorder keeps them, and back
 //! - [`recorder`]: keeps them while the server runs
 //! - [`compare`]: a recorded answer held against a new one
 
 pub mod broker;
+pub mod client;
 pub mod compare;
 pub mod policy;
 pub mod recorded;

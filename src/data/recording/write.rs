@@ -199,16 +199,21 @@ impl Pickle {
     }
 
     fn array(&mut self, array: &Array, prefix: &str, key: &str) -> Result<(), Fault> {
-        if array.shape.is_empty() {
-            match &array.values {
-                Values::Bool(x) if x.len() == 1 => return Ok(self.put(if x[0] { b"\x88" } else { b"\x89" })),
-                Values::I64(x) if x.len() == 1 => return Ok(self.int(x[0])),
-                Values::F64(x) if x.len() == 1 => {
-                    self.put(b"G");
-                    return Ok(self.put(&x[0].to_be_bytes()));
-                }
-                _ => {}
+        match (&array.values, array.shape.as_slice()) {
+            (Values::Bool(x), []) if x.len() == 1 => {
+                self.put(if x[0] { b"\x88" } else { b"\x89" });
+                return Ok(());
             }
+            (Values::I64(x), []) if x.len() == 1 => {
+                self.int(x[0]);
+                return Ok(());
+            }
+            (Values::F64(x), []) if x.len() == 1 => {
+                self.put(b"G");
+                self.put(&x[0].to_be_bytes());
+                return Ok(());
+            }
+            _ => {}
         }
         let unfit = |what: &str| Fault::Unfit { key: shown(&format!("{prefix}{key}")), what: what.to_owned() };
         if array.shape.len() > MAX_DEPTH {
