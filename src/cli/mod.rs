@@ -44,6 +44,8 @@ pub mod prepare;
 mod raw;
 #[cfg(feature = "robot")]
 mod record;
+#[cfg(feature = "serve")]
+pub mod replay;
 #[cfg(feature = "model")]
 pub mod sample;
 #[cfg(feature = "robot")]
@@ -97,6 +99,9 @@ pub enum Verb {
     /// Decode and resize the pictures of a LeRobot dataset once
     #[cfg(feature = "robot")]
     Prepare(Box<prepare::Args>),
+    /// Ask a policy server again what it was asked, and hold its answers against the recorded ones
+    #[cfg(feature = "serve")]
+    Replay(Box<replay::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
@@ -146,6 +151,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Dataset(args) => speak!(dataset, args),
         #[cfg(feature = "robot")]
         Verb::Prepare(args) => speak!(prepare, args),
+        #[cfg(feature = "serve")]
+        Verb::Replay(args) => speak!(replay, args),
         #[cfg(feature = "model")]
         Verb::Sample(args) => speak!(sample, args),
         #[cfg(feature = "robot")]

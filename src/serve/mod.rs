@@ -12,10 +12,16 @@
 //! - [`server`]: serves it
 //! - [`client`]: a blocking client
 //! - [`broker`]: one action at a time, from chunks
+//! - [`recorded`]: a request and its answer as openpi's recorder keeps them, and back
+//! - [`recorder`]: keeps them while the server runs
+//! - [`compare`]: a recorded answer held against a new one
 
 pub mod broker;
 pub mod client;
+pub mod compare;
 pub mod policy;
+pub mod recorded;
+pub mod recorder;
 pub mod request;
 pub mod server;
 pub mod tree;

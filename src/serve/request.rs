@@ -172,7 +172,7 @@ impl Answer {
 }
 
 /// Puts a value, flattened, under a key.
-fn put(record: &mut Record, key: String, value: Tree) -> Result<(), Fault> {
+pub(super) fn put(record: &mut Record, key: String, value: Tree) -> Result<(), Fault> {
     let value = match value {
         Tree::Nil => return Ok(()),
         Tree::Map(members) => {

@@ -13,7 +13,7 @@ use super::{RecordingFault as Fault, shown};
 use crate::data::numpy::Dtype;
 
 /// Opcodes at most: a recording has a few hundred, one with a picture as nested lists would have more.
-const MAX_OPCODES: usize = 1 << 20;
+pub(super) const MAX_OPCODES: usize = 1 << 20;
 
 /// A node's place in the pile.
 pub(super) type Id = usize;

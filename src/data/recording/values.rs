@@ -12,7 +12,7 @@ use crate::policy::array::{Array, Values};
 use crate::policy::record::Value;
 
 /// Dictionaries in dictionaries and lists in lists at most; axes too.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 /// Bytes that we hold for a byte of the file: int8 becomes int32, and one picture may stand under several cameras.
 const BYTES_PER_BYTE: u64 = 16;
 /// And for any file.
