@@ -103,7 +103,7 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn serve(settings: Settings) -> Running {
-    let server = Server::bind("127.0.0.1:0", settings).unwrap();
+    let server = Server::bind("127.0.0.1", 0, settings).unwrap();
     let (address, stop) = (server.address(), server.stop());
     let ((began_here, began), (go, wait), (event, events)) = (channel(), channel(), channel());
     let policy =
