@@ -20,13 +20,14 @@ pub trait Policy: Send + Sync + 'static {
     /// What is wrong with the request, with the key's name.
     fn prepare(&self, request: Request) -> Result<Self::Ready, Refusal>;
 
-    /// May these two go through the model at once?
+    /// May these two go through the model at once? Asked often: it must be quick.
     fn together(&self, first: &Self::Ready, other: &Self::Ready) -> bool {
         let _ = (first, other);
         false
     }
 
-    /// Actions for each, in order; as many answers as there were observations. Only ever called by one thread at a time.
+    /// Actions for each, in order; as many answers as there were observations. Only ever called by one
+    /// thread: the one that runs the server.
     fn infer(&self, batch: Vec<Self::Ready>) -> Vec<Result<Answer, Refusal>>;
 
     /// Bytes of the device's memory in use, where the device tells.

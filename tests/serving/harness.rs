@@ -103,7 +103,7 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn serve(settings: Settings) -> Running {
-    let server = Server::bind("127.0.0.1:0", settings).unwrap();
+    let server = Server::bind("127.0.0.1", 0, settings).unwrap();
     let (address, stop) = (server.address(), server.stop());
     let ((began_here, began), (go, wait), (event, events)) = (channel(), channel(), channel());
     let policy =
@@ -255,8 +255,18 @@ impl Robot {
         }
     }
 
+    /// The next frame that is no ping: on a slow machine there may be some.
+    fn told(&mut self) -> Heard {
+        loop {
+            match self.hear() {
+                Heard::Ping => {}
+                heard => return heard,
+            }
+        }
+    }
+
     pub(crate) fn answer(&mut self) -> Tree {
-        match self.hear() {
+        match self.told() {
             Heard::Answer(tree) => tree,
             other => panic!("{other:?}"),
         }
@@ -264,7 +274,7 @@ impl Robot {
 
     /// The error's text; the close frame behind it is openpi's.
     pub(crate) fn error(&mut self) -> String {
-        let Heard::Error(text) = self.hear() else { panic!("no error") };
+        let Heard::Error(text) = self.told() else { panic!("no error") };
         let reason = "Internal server error. Traceback included in previous frame.".to_owned();
         assert_eq!(self.hear(), Heard::Closed(1011, reason));
         text

@@ -23,7 +23,7 @@ mod room;
 mod session;
 mod stop;
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,9 +124,9 @@ impl Server {
     ///
     /// # Errors
     /// It is taken, the address is not this machine's, or it is none.
-    pub fn bind(address: impl ToSocketAddrs + std::fmt::Debug, settings: Settings) -> Result<Self, Error> {
-        let bound = TcpListener::bind(&address).and_then(|listener| Ok((listener.local_addr()?, listener)));
-        let (local, listener) = bound.map_err(|source| Error::Bind { address: format!("{address:?}"), source })?;
+    pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self, Error> {
+        let bound = TcpListener::bind((host, port)).and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (local, listener) = bound.map_err(|source| Error::Bind { address: format!("{host}:{port}"), source })?;
         Ok(Server { listener, address: local, settings, stop: Stop::new() })
     }
 
