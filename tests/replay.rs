@@ -232,7 +232,7 @@ fn where_nothing_can_be_compared_the_exit_code_is_two() {
     let output = pi0(folder.path(), &free.to_string(), &[]);
     assert_eq!(output.status.code(), Some(2), "{}", words(&output));
     assert!(words(&output).contains("is the server up"), "{}", words(&output));
-    let output = pi0(folder.path(), "localhost:1", &["--tolerance", "-1"]);
+    let output = pi0(folder.path(), "localhost:1", &["--tolerance=-1"]);
     assert!(words(&output).contains("expected a distance"), "{}", words(&output));
 }
 
