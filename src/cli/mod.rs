@@ -22,6 +22,8 @@ mod fetch;
 #[cfg(feature = "model")]
 pub mod finetune;
 pub mod inspect;
+#[cfg(feature = "serve")]
+pub mod log;
 #[cfg(feature = "robot")]
 mod motion;
 #[cfg(feature = "robot")]

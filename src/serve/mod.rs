@@ -9,6 +9,7 @@
 //! - [`wire`]: its bytes, both ways
 //! - [`request`]: a message as a request, an answer as a message
 //! - [`policy`]: what a server asks of a policy
+//! - [`server`]: serves it
 //! - [`client`]: a blocking client
 //! - [`broker`]: one action at a time, from chunks
 //! - [`recorded`]: a request and its answer as openpi's recorder keeps them, and back
@@ -22,6 +23,7 @@ pub mod policy;
 pub mod recorded;
 pub mod recorder;
 pub mod request;
+pub mod server;
 pub mod tree;
 pub mod wire;
 
