@@ -10,8 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pi0_burn::cli::output::Mouth;
 use pi0_burn::cli::replay::{Infer, replay, steps};
 use pi0_burn::policy::array::Array;
+use pi0_burn::serve::client::{Address, Client, Settings as ClientSettings};
+use pi0_burn::serve::policy::{Policy, Refusal};
 use pi0_burn::serve::recorder::{Recorder, Room};
-use pi0_burn::serve::request::{Extensions, Request};
+use pi0_burn::serve::request::{Answer, Extensions, Request, observation as message};
+use pi0_burn::serve::server::{Server, Settings, Stop};
 use pi0_burn::serve::tree::Tree;
 use pi0_burn::serve::wire::{Limits, decode, encode};
 use tungstenite::Message;
@@ -232,8 +235,70 @@ fn where_nothing_can_be_compared_the_exit_code_is_two() {
     let output = pi0(folder.path(), &free.to_string(), &[]);
     assert_eq!(output.status.code(), Some(2), "{}", words(&output));
     assert!(words(&output).contains("is the server up"), "{}", words(&output));
-    let output = pi0(folder.path(), "localhost:1", &["--tolerance", "-1"]);
+    let output = pi0(folder.path(), "localhost:1", &["--tolerance=-1"]);
     assert!(words(&output).contains("expected a distance"), "{}", words(&output));
+}
+
+/// The policy behind the real server. Its noise is drawn from a seed that no two requests share.
+struct Seeded(AtomicU64);
+
+impl Policy for Seeded {
+    type Ready = Request;
+
+    fn metadata(&self) -> Tree {
+        map([])
+    }
+
+    fn prepare(&self, request: Request) -> Result<Request, Refusal> {
+        Ok(request)
+    }
+
+    fn infer(&self, batch: Vec<Request>) -> Vec<Result<Answer, Refusal>> {
+        let one = |request: &Request| {
+            let (seed, outputs) = policy(request, self.0.fetch_add(1, Ordering::Relaxed));
+            let Tree::Map(mut outputs) = outputs else { panic!("a dictionary") };
+            outputs.retain(|(key, _)| key == "actions");
+            Ok(Answer { outputs, infer_ms: 7.5, seed: Some(seed) })
+        };
+        batch.iter().map(one).collect()
+    }
+}
+
+fn start(first_seed: u64, tap: Option<Arc<Recorder>>) -> (String, Stop, std::thread::JoinHandle<()>) {
+    let mut settings = Settings::default();
+    if let Some(tap) = tap {
+        settings.tap = Some(tap);
+    }
+    let server = Server::bind("127.0.0.1:0", settings).expect("a port");
+    let (address, stop) = (server.address().to_string(), server.stop());
+    let run = move || server.run(Arc::new(Seeded(AtomicU64::new(first_seed))), Arc::new(|_| {})).expect("served");
+    (address, stop, std::thread::spawn(run))
+}
+
+#[test]
+fn what_the_server_kept_of_a_robot_that_knows_no_seeds_is_replayed_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recorder = Recorder::open(folder.path(), Room::default(), |event| panic!("{event:?}")).expect("a folder");
+    let recorder = Arc::new(recorder);
+    let (address, stop, serving) = start(1000, Some(Arc::clone(&recorder)));
+    let settings = ClientSettings::new(Address::parse(&address, None).expect("an address"));
+    let mut robot = Client::connect(&settings, |_| {}).expect("a server");
+    for n in 0..5 {
+        robot.infer(&message(&observation(n).observation)).expect("actions");
+    }
+    robot.close();
+    stop.stop();
+    serving.join().expect("an end");
+    let counts = Arc::into_inner(recorder).expect("the server has let go of it").close();
+    assert_eq!(counts.written, 5);
+
+    // Another server would draw other seeds.
+    let (address, stop, serving) = start(5, None);
+    let output = pi0(folder.path(), &address, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", words(&output));
+    assert!(words(&output).contains("5 equal bit for bit"), "{}", words(&output));
+    stop.stop();
+    serving.join().expect("an end");
 }
 
 /// Without a socket: what a policy in this process would be.

@@ -170,7 +170,9 @@ pub fn steps(path: &Path, limit: Option<u64>) -> Result<Vec<(u64, PathBuf)>> {
         recording::steps(path)?
     } else {
         ensure!(path.exists(), "{}: there is nothing under this path", path.display());
-        vec![(0, path.to_owned())]
+        // Its number is for the report alone.
+        let digits = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("step_")?.parse().ok());
+        vec![(digits.unwrap_or(0), path.to_owned())]
     };
     steps.truncate(limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
     Ok(steps)

@@ -20,7 +20,12 @@ impl Remote {
     /// # Errors
     /// Nobody is there, or somebody who speaks another protocol.
     pub fn connect(settings: Settings, mouth: &Mouth) -> Result<Self> {
-        let client = Client::connect(&settings, |error| mouth.note(&error.to_string()))?;
+        let mut told = false;
+        let client = Client::connect(&settings, |error| {
+            if !std::mem::replace(&mut told, true) {
+                mouth.note(&format!("{error}; waiting for it"));
+            }
+        })?;
         Ok(Remote { settings, client: Some(client) })
     }
 }

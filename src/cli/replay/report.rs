@@ -142,8 +142,8 @@ impl Report {
         let mut text =
             format!("{all} replayed against {}: {} (tolerance {tolerance})\n", self.asked, counts.join(", "));
         if self.recordings.iter().any(|row| row.held.is_some() && !row.noise_is_known) {
-            text += "Recordings that do not say what noise their actions began as (openpi's recorder does not keep it) cannot \
-                     be\nequal: no value was compared, only keys, shapes, dtypes, ranges and spreads.\n";
+            text += "Recordings that do not say what noise their actions began as cannot be equal (openpi's recorder does not keep it).\n\
+                     Of them no value was compared, only keys, shapes, dtypes, ranges and spreads.\n";
         }
         let first = self.recordings.iter().find(|row| row.held.as_ref().is_some_and(|held| held.verdict.departs()));
         if let Some((row, held)) = first.and_then(|row| Some((row, row.held.as_ref()?))) {
