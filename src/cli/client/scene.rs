@@ -22,6 +22,7 @@ const PROMPT: &str = "do something";
 
 /// What is sent.
 #[derive(Debug, clap::Args)]
+#[group(id = "scene")]
 #[command(next_help_heading = "Observations")]
 pub struct Args {
     /// Whose observations, from chance: ALOHA, ALOHA_SIM, DROID or LIBERO (default: ALOHA_SIM)
