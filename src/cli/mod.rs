@@ -8,6 +8,8 @@
 pub mod array;
 #[cfg(feature = "robot")]
 pub mod chunks;
+#[cfg(feature = "serve")]
+pub mod client;
 pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
@@ -23,6 +25,10 @@ pub mod fast_tokenizer;
 mod fetch;
 #[cfg(feature = "model")]
 pub mod finetune;
+// Of an episode `sample` takes more than `client`.
+#[cfg(feature = "serve")]
+#[cfg_attr(not(feature = "model"), allow(dead_code))]
+mod frames;
 #[cfg(feature = "model")]
 mod inference;
 pub mod inspect;
@@ -82,6 +88,9 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Ask a policy server, openpi's or ours, for actions: is it up, and how fast?
+    #[cfg(feature = "serve")]
+    Client(Box<client::Args>),
     /// Convert a checkpoint: Orbax, safetensors or npz in; safetensors, an Orbax folder, a LeRobot folder out
     Convert(Box<convert::Args>),
     /// Tell what a preset does to a robot's data, step by step
@@ -141,6 +150,8 @@ pub fn run(cli: Cli) -> ExitCode {
         }};
     }
     let (mouth, result) = match cli.verb {
+        #[cfg(feature = "serve")]
+        Verb::Client(args) => speak!(client, args),
         Verb::Convert(args) => speak!(convert, args),
         #[cfg(feature = "robot")]
         Verb::Explain(args) => speak!(explain, args),

@@ -210,7 +210,7 @@ fn png(size: [usize; 2], pixels: &[u8]) -> Result<Vec<u8>> {
 
 /// Predicted beside recorded.
 fn compare(args: &Args, policy: &Policy, episode: &Episode, report: &mut Report) -> Result<()> {
-    let (recorded, joints) = episode.recorded(policy)?;
+    let (recorded, joints) = episode.recorded(&policy.data)?;
     let mut chunks = vec![];
     for (i, inferred) in report.inferred.iter().enumerate() {
         let shown = if i == 0 && args.html.is_some() { &inferred.images[..] } else { &[] };
