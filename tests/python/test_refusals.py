@@ -96,11 +96,12 @@ class Refusals(unittest.TestCase):
         lies = [
             array("<f8", [14], b"\0" * 16),
             array("<f8", [1 << 62, 1 << 62], b""),
-            array("<f8", [-1], b""),
             array("|O", [1], b"\0" * 8),
             array("nonsense", [1], b"\0" * 8),
             {b"__ndarray__": True},
         ]
+        if not wire.REFERENCE:
+            lies.append(array("<f8", [-1], b""))  # numpy makes an empty array of it
         for lie in lies:
             seen = wire.observation()
             seen[wire.STATE] = lie
