@@ -17,6 +17,7 @@ mod statistics;
 mod train;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -107,16 +108,24 @@ struct Report {
 
 /// One promise: a figure that must not be above its limit.
 #[derive(Debug, Serialize, PartialEq)]
-struct Bar {
-    name: &'static str,
-    value: f64,
-    limit: f64,
-    met: bool,
+pub(crate) struct Bar {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) limit: f64,
+    pub(crate) met: bool,
 }
 
 impl Bar {
-    fn new(name: &'static str, value: f64, limit: f64) -> Self {
+    pub(crate) fn new(name: &'static str, value: f64, limit: f64) -> Self {
         Self { name, value, limit, met: value <= limit }
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, value, limit, met } = self;
+        let verdict = if *met { "met" } else { "MISSED" };
+        write!(out, "{name:<18}{value:>8.2}  at most {limit:>7.2}  {verdict}")
     }
 }
 
@@ -181,7 +190,7 @@ fn bars(convert: &Usage, floor: &Usage) -> Vec<Bar> {
     ]
 }
 
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
 }
 
@@ -201,20 +210,19 @@ fn table(report: &Report) -> String {
     }
     text.push('\n');
     for bar in &report.bars {
-        let verdict = if bar.met { "met" } else { "MISSED" };
-        text += &format!("{:<18}{:>8.2}  at most {:>7.2}  {verdict}\n", bar.name, bar.value, bar.limit);
+        text += &format!("{bar}\n");
     }
     text
 }
 
 /// The folder that this program was built into, one above its profile.
-fn build_folder() -> Result<PathBuf> {
+pub(crate) fn build_folder() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot find this program")?;
     program.parent().and_then(Path::parent).map(Path::to_owned).context("this program lies in no build folder")
 }
 
 /// Builds the program as it is released; gives its path.
-fn release(root: &Path, build: &Path) -> Result<PathBuf> {
+pub(crate) fn release(root: &Path, build: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--quiet", "--release", "--package", "pi0-burn", "--bin", "pi0", "--target-dir"])
