@@ -6,6 +6,7 @@
 //!
 //! - [`floor`]: the floor
 //! - [`sample`]: a chunk, beside openpi's JAX and PyTorch
+//! - [`serve`]: what a server adds to its model, beside openpi's Python server
 //! - [`statistics`]: norm stats of datasets, beside plain reads of their files
 //! - [`train`]: steps of fine-tuning, beside openpi's JAX
 //! - [`process`]: wall time, CPU time and peak memory of a child
@@ -13,6 +14,7 @@
 mod floor;
 pub(crate) mod process;
 mod sample;
+mod serve;
 mod statistics;
 mod train;
 
@@ -49,6 +51,8 @@ enum What {
     Sample(sample::Arguments),
     /// `pi0 norm-stats` of made-up datasets, beside plain reads of their files
     NormStats(statistics::Arguments),
+    /// `pi0 serve` of a small model, beside openpi's Python server; exit 1 if it adds too much
+    Serve(serve::Arguments),
     /// `pi0 finetune` of a mid-size model, beside openpi's JAX on the CPU
     Train(train::Arguments),
     /// Decode every chunk of a checkpoint and write some bytes, as fast as this machine can
@@ -90,6 +94,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
         What::Convert(arguments) => convert(root, arguments),
         What::Sample(arguments) => sample::run(root, arguments),
         What::NormStats(arguments) => statistics::run(root, arguments),
+        What::Serve(arguments) => serve::run(root, arguments),
         What::Train(arguments) => train::run(root, arguments),
         What::Floor(arguments) => floor::run(arguments).map(|()| true),
     }
