@@ -87,21 +87,7 @@ impl Case {
     fn rows(&self, input: &Input, row: usize) -> Input {
         let mut part = input.clone();
         part.share = 0.5;
-        let o = &mut part.observation;
-        o.state = o.state.clone().narrow(0, row, 1);
-        for camera in &mut o.cameras {
-            camera.image = camera.image.clone().narrow(0, row, 1);
-            camera.mask = vec![camera.mask[row]];
-        }
-        let flags = |f: &pi0_burn::model::observation::Flags| pi0_burn::model::observation::Flags {
-            rows: 1,
-            cols: f.cols,
-            bits: f.row(row).to_vec(),
-        };
-        o.prompt.tokens = o.prompt.tokens.clone().narrow(0, row, 1);
-        o.prompt.mask = flags(&o.prompt.mask);
-        o.prompt.ar = o.prompt.ar.as_ref().map(flags);
-        o.prompt.loss = o.prompt.loss.as_ref().map(flags);
+        part.observation = input.observation.row(row);
         if let Target::Flow { actions, noise, time, .. } = &mut part.target {
             *actions = actions.clone().narrow(0, row, 1);
             *noise = noise.clone().narrow(0, row, 1);

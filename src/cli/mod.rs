@@ -12,6 +12,8 @@ pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
 mod diff;
+#[cfg(feature = "model")]
+pub mod engine;
 #[cfg(feature = "robot")]
 pub mod episode;
 #[cfg(feature = "robot")]
@@ -21,9 +23,15 @@ pub mod fast_tokenizer;
 mod fetch;
 #[cfg(feature = "model")]
 pub mod finetune;
+#[cfg(feature = "model")]
+mod inference;
 pub mod inspect;
+#[cfg(feature = "model")]
+mod made_up;
 #[cfg(feature = "robot")]
 mod motion;
+#[cfg(feature = "model")]
+mod network;
 #[cfg(feature = "robot")]
 pub mod norm_stats;
 #[cfg(feature = "model")]
@@ -36,6 +44,8 @@ pub mod prepare;
 mod raw;
 #[cfg(feature = "robot")]
 mod record;
+#[cfg(feature = "serve")]
+pub mod replay;
 #[cfg(feature = "model")]
 pub mod sample;
 #[cfg(feature = "robot")]
@@ -89,6 +99,9 @@ pub enum Verb {
     /// Decode and resize the pictures of a LeRobot dataset once
     #[cfg(feature = "robot")]
     Prepare(Box<prepare::Args>),
+    /// Ask a policy server again what it was asked, and hold its answers against the recorded ones
+    #[cfg(feature = "serve")]
+    Replay(Box<replay::Args>),
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
@@ -138,6 +151,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Dataset(args) => speak!(dataset, args),
         #[cfg(feature = "robot")]
         Verb::Prepare(args) => speak!(prepare, args),
+        #[cfg(feature = "serve")]
+        Verb::Replay(args) => speak!(replay, args),
         #[cfg(feature = "model")]
         Verb::Sample(args) => speak!(sample, args),
         #[cfg(feature = "robot")]

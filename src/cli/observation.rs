@@ -185,6 +185,14 @@ pub fn noise(path: &Path, wanted: &Wanted) -> anyhow::Result<Noise> {
     Ok(fit::noise(array, wanted).map_err(|fault| Error { from: path.display().to_string(), faults: vec![fault] })?)
 }
 
+/// Noise that came otherwise; `from` says whence.
+///
+/// # Errors
+/// As [`noise`].
+pub(super) fn noise_of(array: Array, wanted: &Wanted, from: &str) -> anyhow::Result<Noise> {
+    Ok(fit::noise(array, wanted).map_err(|fault| Error { from: from.to_owned(), faults: vec![fault] })?)
+}
+
 /// Normal noise: row b is the same in every batch.
 pub fn random_noise(seed: u64, rows: usize, horizon: usize, dim: usize) -> Noise {
     let row = |row| Stream::new(seed, "noise", row).normals(horizon * dim);
@@ -192,6 +200,38 @@ pub fn random_noise(seed: u64, rows: usize, horizon: usize, dim: usize) -> Noise
 }
 
 impl Rows {
+    /// Observations of one model, with prompts of one length, row after row. What stood beside them is left.
+    ///
+    /// # Panics
+    /// There is none, or their prompts differ in length: a fault of the caller's.
+    pub(super) fn join(all: &[&Rows]) -> Self {
+        let first = all.first().expect("at least one observation");
+        assert!(all.iter().all(|rows| rows.prompt_length == first.prompt_length), "prompts of one length");
+        let flags = |part: &dyn Fn(&Rows) -> Option<&Flags>| {
+            let parts: Vec<&Flags> = all.iter().filter_map(|rows| part(rows)).collect();
+            let bits = parts.iter().flat_map(|flags| flags.bits.iter().copied()).collect();
+            let rows = parts.iter().map(|flags| flags.rows).sum();
+            (parts.len() == all.len()).then_some(Flags { rows, cols: first.prompt_length, bits })
+        };
+        let images = |(i, of): (usize, &Images)| Images {
+            name: of.name.clone(),
+            pixels: all.iter().flat_map(|rows| rows.images[i].pixels.iter().copied()).collect(),
+            mask: all.iter().flat_map(|rows| rows.images[i].mask.iter().copied()).collect(),
+        };
+        Rows {
+            rows: all.iter().map(|rows| rows.rows).sum(),
+            side: first.side,
+            images: first.images.iter().enumerate().map(images).collect(),
+            state: all.iter().flat_map(|rows| rows.state.iter().copied()).collect(),
+            prompt_length: first.prompt_length,
+            tokens: all.iter().flat_map(|rows| rows.tokens.iter().copied()).collect(),
+            mask: flags(&|rows| Some(&rows.mask)).expect("every observation has a mask"),
+            ar: flags(&|rows| rows.ar.as_ref()),
+            loss: flags(&|rows| rows.loss.as_ref()),
+            noise: None,
+        }
+    }
+
     /// One row, as many times.
     pub fn repeat(&self, times: usize) -> Self {
         let again =

@@ -16,9 +16,11 @@ use super::tokenizing::{Wanted, tokenizing};
 use super::{statistics, tokenizer};
 use crate::config::train::{self, Train};
 use crate::model::settings::Settings;
-use crate::policy::chain::{Data, Origin, Widths, chain};
+use crate::policy::array::Array;
+use crate::policy::chain::{Data, Delta, Origin, Widths, chain};
+use crate::policy::delta::Ways;
 use crate::policy::fast::Words;
-use crate::policy::record::Record;
+use crate::policy::record::{Record, Value};
 use crate::policy::step::Chain;
 use crate::policy::tokenizer::Tokenizer;
 use crate::weights::anatomy::Anatomy;
@@ -90,6 +92,8 @@ pub struct Policy {
     pub data: Data,
     /// The steps, for a robot's own observations.
     pub chain: Chain,
+    /// Where [`Policy::chain`] takes actions as they are relative to the state already, the steps for absolute ones.
+    absolute: Option<Chain>,
     /// FAST's tokens, where the model speaks in them.
     pub words: Option<Words>,
     /// Where the parts came from.
@@ -151,7 +155,26 @@ impl Policy {
         let widths = Widths { image: (side, side), action_dim: preset.padded_to() };
         let chain = chain(&data, &Origin::Robot, &found.statistics, widths, Some(tokenize))
             .context("--norm-stats names others")?;
-        Ok(Policy { preset, data, chain, words, told })
+        let absolute = match data.delta.clone().filter(|delta| delta.ways == Ways::Out) {
+            Some(delta) => {
+                let data = Data { delta: Some(Delta { ways: Ways::Both, ..delta }), ..data.clone() };
+                Some(self::chain(&data, &Origin::Robot, &found.statistics, widths, None)?)
+            }
+            None => None,
+        };
+        Ok(Policy { preset, data, chain, absolute, words, told })
+    }
+
+    /// The robot's own actions `[n, D]` → the model's `[n, A]`, as seen from an observation.
+    ///
+    /// # Errors
+    /// The step that cannot take them.
+    pub(super) fn actions_of(&self, observation: &Record, actions: Array) -> Result<Array> {
+        let mut record = observation.clone();
+        record.put_array(self.data.robot.actions.key.clone(), actions);
+        let mut seen = self.absolute.as_ref().unwrap_or(&self.chain).apply(record)?;
+        let Value::Array(actions) = seen.take("actions")? else { bail!("actions: they are a text") };
+        Ok(actions)
     }
 
     /// Cameras in the order in which the model reads them.
@@ -159,19 +182,19 @@ impl Policy {
         self.preset.slots()
     }
 
-    /// A chunk as the model gave it → the robot's actions, `[H][D]`. `state` is the model's.
+    /// A chunk as the model gave it → the robot's actions, `[H, D]`, in the dtype that openpi's have. `state` is the model's.
     ///
     /// # Errors
     /// The step that cannot take it back.
-    pub(super) fn undo(&self, answer: Record) -> Result<(Vec<Vec<f64>>, Vec<String>)> {
+    pub(super) fn undo(&self, answer: Record) -> Result<(Array, Vec<String>)> {
         let mut record = answer;
         let notices = take_notices(&mut record);
         let mut undone = self.chain.undo(record)?;
         let notices = notices.into_iter().chain(take_notices(&mut undone)).collect();
         let key = &self.data.robot.actions.key;
-        let actions = undone.array(key)?;
-        let width = actions.width().filter(|width| *width > 0).context("the actions have no dims")?;
-        Ok((actions.values.to_f64().chunks(width).map(<[f64]>::to_vec).collect(), notices))
+        let Value::Array(actions) = undone.take(key)? else { bail!("{key}: the actions are a text") };
+        ensure!(actions.width().is_some_and(|width| width > 0), "{key}: the actions have no dims");
+        Ok((actions, notices))
     }
 }
 

@@ -3,37 +3,32 @@
 //! Invariant: all that can be refused is refused before a weight is read; the precision mode is always named; the same
 //! arguments give the same actions.
 
-mod chunk;
+pub(super) mod chunk;
 mod plot;
 mod report;
 mod robot;
-mod runs;
+pub(super) mod runs;
 mod scenes;
 mod told;
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::Device;
 use clap::ValueEnum;
-use remap::{Map, Options};
 
 use super::Answer;
-use super::convert::default_threads;
 use super::fetch::resolve;
+use super::network::{self, Weights};
 use super::observation::{self, Rows, Wanted};
 use super::output::Mouth;
 use super::policy;
-use crate::device::{Precision, device, packs};
+use crate::device::{Precision, device};
+use crate::model::Settings;
 use crate::model::fast::Next;
 use crate::model::settings::Head;
-use crate::model::{Pi, Settings};
 use crate::policy::fast::Grammar;
 use crate::sample::tokens::Stop;
-use crate::weights::anatomy::Anatomy;
 use crate::weights::convert::Progress as _;
-use crate::weights::load::{self, Load};
 use crate::weights::open::{Choice, Opened};
 use chunk::Kept;
 use report::{Report, Source};
@@ -220,7 +215,7 @@ fn parse_image(text: &str) -> Result<(String, PathBuf)> {
     Ok((name.to_owned(), path.into()))
 }
 
-fn parse_temperature(text: &str) -> Result<f32> {
+pub(super) fn parse_temperature(text: &str) -> Result<f32> {
     let temperature: f32 = text.parse()?;
     ensure!(temperature.is_finite() && temperature >= 0.0, "a temperature is 0 or more");
     Ok(temperature)
@@ -242,7 +237,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     }
     let path = resolve(&args.checkpoint, args.download, mouth)?;
     let opened = Opened::open(&path, &Choice { from: args.from.clone(), ..Choice::default() })?;
-    let (scheme, anatomy, settings) = understand(&opened, args.from.as_deref())?;
+    let (scheme, anatomy, settings) = network::understand(&opened, args.from.as_deref())?;
     let flow = settings.head != Head::Tokens;
     refuse_strangers(&args, flow, settings.family())?;
     if args.policy.config.is_some() {
@@ -251,7 +246,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     let seen = see(&args, &opened, &settings)?;
     let noise = flow.then(|| begin(&args, &opened, &settings, &seen)).transpose()?;
 
-    let (pi, load_ms) = read(&args, &opened, &device, mouth)?;
+    let (pi, load_ms) = network::read(&weights(&args), &opened, &device, mouth)?;
 
     let rows = match &noise {
         Some(noise) => runs::repeated(&seen.rows, noise.value.rows),
@@ -271,21 +266,10 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     write(&args, kept, &mut report, mouth)
 }
 
-/// The weights, and how long they took.
-fn read(args: &Args, opened: &Opened, device: &Device, mouth: &Mouth) -> Result<(Pi, f64)> {
-    let how = Load {
-        from: args.from.clone(),
-        parameters: args.dtype.parameters(),
-        activations: args.dtype.activations(),
-        lora_scale: args.lora_scale,
-        threads: args.threads.map_or_else(default_threads, usize::from),
-        pack: packs(device, args.dtype),
-        digest: false,
-    };
-    let began = Instant::now();
-    let pi = load::load(opened, &how, device, mouth)?.pi;
-    device.sync()?;
-    Ok((pi, runs::ms(began)))
+/// How weights are read.
+fn weights(args: &Args) -> Weights {
+    let Args { from, dtype, lora_scale, threads, .. } = args;
+    Weights { from: from.clone(), precision: *dtype, lora_scale: *lora_scale, threads: threads.map(usize::from) }
 }
 
 fn write(args: &Args, kept: Option<Kept>, report: &mut Report, mouth: &Mouth) -> Result<Answer> {
@@ -299,16 +283,6 @@ fn write(args: &Args, kept: Option<Kept>, report: &mut Report, mouth: &Mouth) ->
     }
     mouth.say(&*report, || report.to_string())?;
     Ok(if report.finite() { Answer::Yes } else { Answer::No })
-}
-
-/// The scheme of the names, and the model that the tensors are. Reads none.
-fn understand(opened: &Opened, from: Option<&str>) -> Result<(String, Anatomy, Settings)> {
-    let map = Map::pi0();
-    let scheme = opened.scheme(&map, from)?;
-    let heads = opened.own_anatomy().map(|a| a.heads()).unwrap_or_default();
-    let anatomy = Anatomy::read(&map, &opened.tensors, scheme, &Options { heads, ..Options::default() })?;
-    let settings = load::settings(&anatomy, 1.0)?;
-    Ok((scheme.name.clone(), anatomy, settings))
 }
 
 /// Flags of the other kind of model.

@@ -1,5 +1,7 @@
 //! `pi0 verify`.
 
+mod remote;
+
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,9 @@ Examples:
     python golden/record.py --checkpoint-dir params --out golden/mine
     pi0 verify --checkpoint model.safetensors --golden golden/mine --device cuda:0 --certificate parity.json
 
+  Does a policy behind a websocket compute what this checkpoint does?
+    pi0 verify --server ws://robot:8000 --checkpoint pi05_libero --config pi05_libero
+
   Do two checkpoints compute the same? (no golden set needed)
     pi0 verify --checkpoint params --against model.safetensors
 
@@ -48,20 +53,24 @@ pub struct Args {
     pub checkpoint: Option<PathBuf>,
 
     /// Golden set: a folder with set.toml and io.safetensors
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["against", "check"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["against", "check", "server"])]
     pub golden: Option<PathBuf>,
 
     /// Another checkpoint: compare what the two compute on a random observation, intermediate by intermediate
     #[arg(long, value_name = "PATH", conflicts_with = "golden")]
     pub against: Option<PathBuf>,
 
-    /// With --against: seed of the random observation
-    #[arg(long, default_value_t = 0, requires = "against")]
+    /// With --against or --server: seed of the random observations
+    #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
-    /// With --against: largest difference, as a share of an intermediate's largest value
-    #[arg(long, default_value_t = 1e-5, requires = "against")]
+    /// With --against or --server: largest difference, as a share of an array's largest value
+    #[arg(long, default_value_t = 1e-5)]
     pub tolerance: f64,
+
+    /// A policy behind a websocket.
+    #[command(flatten)]
+    pub remote: remote::Remote,
 
     /// Read a certificate and tell whether it is unchanged and what it says
     #[arg(long, value_name = "FILE", conflicts_with_all = ["checkpoint", "golden", "against"])]
@@ -111,10 +120,16 @@ pub(super) fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
         return Ok(if ok { Answer::Yes } else { Answer::No });
     }
     let checkpoint = args.checkpoint.as_deref().context("--checkpoint names what to verify")?;
+    if args.golden.is_some() && (args.seed != 0 || args.tolerance != 1e-5) {
+        bail!(
+            "--seed and --tolerance are of --against and --server; a golden set has its own observation and tolerances"
+        );
+    }
     let report = match (&args.golden, &args.against) {
+        _ if let Some(server) = &args.remote.server => remote::run(&args, server, mouth)?,
         (Some(golden), _) => with_golden(&args, checkpoint, golden, mouth)?,
         (None, Some(other)) => with_other(&args, checkpoint, other, mouth)?,
-        (None, None) => bail!("--golden or --against says what to hold it against"),
+        (None, None) => bail!("--golden, --against or --server says what to hold it against"),
     };
     if let Some(path) = &args.certificate {
         remap::write_whole(path, certificate(&report)?.as_bytes())?;

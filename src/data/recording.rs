@@ -1,4 +1,4 @@
-//! What openpi's `PolicyRecorder` wrote: the inputs and outputs of one inference, in one `.npy`.
+//! What openpi's `PolicyRecorder` writes, read and written: the inputs and outputs of one inference, in one `.npy`.
 //!
 //! Source: openpi 15a9616, policies/policy.py: the dictionary `{"inputs": …, "outputs": …}`, flattened with `/`, goes
 //! through `np.save(path, np.asarray(…))` as an object array without an axis, and that is a pickle. Invariant: a pickle
@@ -7,17 +7,22 @@
 //!
 //! - `pickle`: opcodes → a pile of nodes
 //! - `values`: nodes → records
+//! - `write`: records → a file
 
 mod pickle;
 #[cfg(test)]
 mod tests;
 mod values;
+mod write;
+#[cfg(test)]
+mod write_tests;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::policy::record::Record;
+pub use write::{bytes, may_write, record_bytes, write};
 
 /// Bytes of a file at most: some ten pictures of a full HD camera.
 pub const MAX_BYTES: u64 = 1 << 27;
@@ -34,7 +39,7 @@ pub struct Recording {
     pub outputs: Record,
 }
 
-/// A recording that cannot be read.
+/// A recording that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct RecordingError {
@@ -50,6 +55,12 @@ pub enum RecordingFault {
     /// The file system says no.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
+    /// The file system does not take it.
+    #[error("cannot be written: {0}")]
+    Write(std::io::Error),
+    /// Another file has the name.
+    #[error("there is a recording of this number already, and none is ever replaced")]
+    Exists,
     /// A folder, a pipe.
     #[error("expected a file step_N.npy, found something else; a folder of them is given as a folder")]
     NoFile,
@@ -148,10 +159,10 @@ pub enum RecordingFault {
 /// # Errors
 /// The file cannot be read, or holds anything but what `PolicyRecorder` writes.
 pub fn read(path: &Path) -> Result<Recording, RecordingError> {
-    bytes(path).and_then(|bytes| parse(&bytes)).map_err(|fault| RecordingError { path: path.to_owned(), fault })
+    whole(path).and_then(|bytes| parse(&bytes)).map_err(|fault| RecordingError { path: path.to_owned(), fault })
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, RecordingFault> {
+fn whole(path: &Path) -> Result<Vec<u8>, RecordingFault> {
     // Before it is opened: a pipe would let us wait.
     if !std::fs::metadata(path)?.is_file() {
         return Err(RecordingFault::NoFile);

@@ -9,6 +9,7 @@ use super::cache::Cache;
 use super::language::{Attend, Depth, Modulations};
 use super::linear::Linear;
 use super::mask::{Mask, Positions};
+use super::norm::tokens;
 use super::observation::{Flags, Observation};
 use super::pi::{Padding, Pi, Prefix};
 use super::rope::Rope;
@@ -18,8 +19,8 @@ use super::time::posemb_sincos;
 /// What the model makes of one or more times: all that depends on no action.
 #[derive(Debug, Clone)]
 pub struct Condition {
-    /// `[times, W]`, f32: sines and cosines.
-    pub embedding: Tensor<2>,
+    /// `[times, 1, W]`, f32: sines and cosines; `[1, horizon, W]` where each action has a time of its own.
+    pub embedding: Tensor<3>,
     /// pi0.5: `[times, W]`, f32, what the norms are modulated by.
     pub adarms_cond: Option<Tensor<2>>,
     /// pi0.5: scale, shift and gate of every norm of the action expert.
@@ -33,6 +34,16 @@ impl Condition {
             embedding: self.embedding.clone().narrow(0, row, 1),
             adarms_cond: self.adarms_cond.as_ref().map(|x| x.clone().narrow(0, row, 1)),
             modulations: self.modulations.as_ref().map(|m| m.row(row)),
+        }
+    }
+
+    /// Of actions with times of their own: `first` for so many of them, `then` for so many more; both of one row.
+    pub fn by_token((first, n): (&Self, usize), (then, m): (&Self, usize)) -> Self {
+        let modulations = first.modulations.as_ref().zip(then.modulations.as_ref());
+        Condition {
+            embedding: tokens((&first.embedding, n), (&then.embedding, m)),
+            adarms_cond: None,
+            modulations: modulations.map(|(a, b)| Modulations::by_token((a, n), (b, m))),
         }
     }
 }
@@ -91,7 +102,7 @@ impl Pi {
         if let Some(x) = &adarms_cond {
             taps.note(format_args!("embed_suffix/adarms_cond"), x);
         }
-        Condition { embedding, adarms_cond, modulations: None }
+        Condition { embedding: embedding.unsqueeze_dim(1), adarms_cond, modulations: None }
     }
 
     /// State `[B, A]` and noisy actions `x_t [B, horizon, A]` as tokens. `condition` has a row for each of B, or one.
@@ -107,7 +118,7 @@ impl Pi {
         let (tokens, first) = match &self.state_proj {
             Some(state_proj) => {
                 let w = actions.dims()[2];
-                let time = condition.embedding.clone().unsqueeze_dim::<3>(1).expand([b, horizon, w]);
+                let time = condition.embedding.clone().expand([b, horizon, w]);
                 let x = need(&self.action_time_mlp_in).promoted(Tensor::cat(vec![actions, time], 2));
                 let x = need(&self.action_time_mlp_out).promoted(activation::silu(x));
                 let state = state_proj.promoted(state.clone()).unsqueeze_dim::<3>(1);

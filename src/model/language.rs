@@ -93,6 +93,16 @@ impl Modulations {
             last: self.last.row(row),
         }
     }
+
+    /// `first` for so many tokens, `then` for so many more; both of one row.
+    pub fn by_token((first, n): (&Self, usize), (then, m): (&Self, usize)) -> Self {
+        let both = |a, b| Modulation::by_token((a, n), (b, m));
+        let layers = first.layers.iter().zip(&then.layers);
+        Modulations {
+            layers: layers.map(|([a, b], [c, d])| [both(a, c), both(b, d)]).collect(),
+            last: both(&first.last, &then.last),
+        }
+    }
 }
 
 /// How far to go.

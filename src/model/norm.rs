@@ -39,7 +39,7 @@ pub struct RmsNorm {
     pub ada: Option<Linear>,
 }
 
-/// What a condition makes of one adaptive norm, each `[B or 1, 1, W]`.
+/// What a condition makes of one adaptive norm, each `[B or 1, 1, W]`, or `[1, T, W]` where each token has its own.
 #[derive(Debug, Clone)]
 pub struct Modulation {
     /// Added to one, the factor of the normed input.
@@ -55,6 +55,26 @@ impl Modulation {
     pub fn row(&self, row: usize) -> Self {
         let pick = |x: &Tensor<3>| x.clone().narrow(0, row, 1);
         Modulation { scale: pick(&self.scale), shift: pick(&self.shift), gate: pick(&self.gate) }
+    }
+
+    /// `first` for so many tokens, `then` for so many more; both of one row.
+    pub fn by_token((first, n): (&Self, usize), (then, m): (&Self, usize)) -> Self {
+        Modulation {
+            scale: tokens((&first.scale, n), (&then.scale, m)),
+            shift: tokens((&first.shift, n), (&then.shift, m)),
+            gate: tokens((&first.gate, n), (&then.gate, m)),
+        }
+    }
+}
+
+/// `[1, 1, W]` for n tokens, then another for m: `[1, n + m, W]`.
+pub(super) fn tokens((first, n): (&Tensor<3>, usize), (then, m): (&Tensor<3>, usize)) -> Tensor<3> {
+    let w = first.dims()[2];
+    let part = |x: &Tensor<3>, n: usize| x.clone().expand([1, n, w]);
+    match (n, m) {
+        (0, _) => part(then, m),
+        (_, 0) => part(first, n),
+        _ => Tensor::cat(vec![part(first, n), part(then, m)], 1),
     }
 }
 
@@ -86,6 +106,13 @@ impl RmsNorm {
     pub fn forward(&self, x: Tensor<3>, modulation: Option<&Modulation>, out: DType) -> Tensor<3> {
         match (&self.scale, modulation) {
             (Some(scale), _) => kernels::rms_norm(x, scale.val(), out),
+            (None, Some(m)) if m.scale.dims()[1] > 1 => {
+                // Each token is a row of its own.
+                let [b, t, w] = x.dims();
+                let rows = |y: Tensor<3>| y.expand([b, t, w]).reshape([b * t, 1, w]);
+                let (scale, shift) = (rows(m.scale.clone()), rows(m.shift.clone()));
+                kernels::rms_norm_modulated(rows(x), scale, shift, out).reshape([b, t, w])
+            }
             (None, Some(m)) => kernels::rms_norm_modulated(x, m.scale.clone(), m.shift.clone(), out),
             (None, None) => unreachable!("an adaptive norm runs with what modulates it"),
         }

@@ -102,6 +102,27 @@ impl Observation {
         self.state.dims()[0]
     }
 
+    /// One example of it.
+    pub fn row(&self, row: usize) -> Self {
+        let flags = |flags: &Flags| Flags { rows: 1, cols: flags.cols, bits: flags.row(row).to_vec() };
+        let camera = |camera: &Camera| Camera {
+            name: camera.name.clone(),
+            image: camera.image.clone().narrow(0, row, 1),
+            mask: vec![camera.mask[row]],
+        };
+        let Prompt { tokens, mask, ar, loss } = &self.prompt;
+        Observation {
+            cameras: self.cameras.iter().map(camera).collect(),
+            state: self.state.clone().narrow(0, row, 1),
+            prompt: Prompt {
+                tokens: tokens.clone().narrow(0, row, 1),
+                mask: flags(mask),
+                ar: ar.as_ref().map(flags),
+                loss: loss.as_ref().map(flags),
+            },
+        }
+    }
+
     /// What does not fit together, or not to a model: a sentence each. `image` is the side the vision tower wants.
     pub fn faults(&self, image: usize, action_dim: Option<usize>) -> Vec<String> {
         let mut faults = vec![];

@@ -18,6 +18,8 @@ pub mod array;
 #[cfg(feature = "robot")]
 pub mod chain;
 #[cfg(feature = "robot")]
+pub mod chunking;
+#[cfg(feature = "robot")]
 pub mod delta;
 #[cfg(feature = "robot")]
 pub mod fast;

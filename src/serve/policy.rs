@@ -35,6 +35,17 @@ pub trait Policy: Send + Sync + 'static {
     }
 }
 
+/// Keeps what was asked and answered.
+pub trait Tap: Send + Sync + 'static {
+    /// Called on a thread of its own, one at a time, in the order in which answers were sent, after they were. Where noise was
+    /// drawn, `inputs` has the seed that it was drawn from; `outputs` is what openpi's `Policy.infer` returns, without the
+    /// server's timings.
+    ///
+    /// # Errors
+    /// Why it could not be kept, for the log. The server goes on.
+    fn keep(&self, inputs: &Request, outputs: &Tree) -> Result<(), String>;
+}
+
 /// Why a request has no actions.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

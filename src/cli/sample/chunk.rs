@@ -16,7 +16,7 @@ use crate::weights::stage::may_replace;
 /// What came out of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(super) enum Chunk {
+pub(in crate::cli) enum Chunk {
     /// pi0, pi0.5.
     Actions {
         /// `[B, horizon, A]`.
@@ -35,9 +35,9 @@ pub(super) enum Chunk {
 
 /// Values with the shape that they are written in.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Actions {
+pub(in crate::cli) struct Actions {
     pub(super) shape: [usize; 3],
-    pub(super) values: Vec<f32>,
+    pub(in crate::cli) values: Vec<f32>,
 }
 
 fn nested<S: serde::Serializer>(actions: &Actions, serializer: S) -> Result<S::Ok, S::Error> {

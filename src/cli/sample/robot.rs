@@ -6,7 +6,6 @@
 
 mod report;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,15 +15,16 @@ use super::chunk::Chunk;
 use super::chunk::{Kept, may_write};
 use super::report::Source;
 use super::scenes::{Episode, Scenes};
-use super::{Args, decoding, plot, read, runs};
+use super::{Args, decoding, plot, runs, weights};
 use crate::cli::Answer;
 use crate::cli::episode::{self, Compared, html, metrics, svg};
-use crate::cli::observation::{self, Noise, Rows, Wanted};
+use crate::cli::inference::{Seen, milliseconds};
+use crate::cli::network;
+use crate::cli::observation::{self, Noise, Wanted};
 use crate::cli::output::Mouth;
-use crate::cli::policy::{Policy, take_notices};
+use crate::cli::policy::Policy;
 use crate::model::settings::Head;
 use crate::model::{Pi, Settings};
-use crate::policy;
 use crate::policy::array::{Array, Values};
 use crate::policy::fast::Grammar;
 use crate::policy::record::{Record, Value};
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, kept: Option<Kept>, network: &Network, mouth: &Mo
     let scenes = Scenes::find(args, &policy)?;
     let wanted = Wanted { cameras: policy.slots()?, ..Wanted::by(settings, None) };
     // The first is looked at before weights are read: most mistakes show there.
-    let first = Seen::of(&scenes, 0, &policy, &wanted)?;
+    let first = see(&scenes, 0, &policy, &wanted)?;
     let horizon = args.action_horizon.map_or(policy.preset.model.action_horizon, |n| n) as usize;
     let grammar = grammar(args, &policy, horizon)?;
     let given = args.noise.as_deref().map(|path| observation::noise(path, &wanted)).transpose()?;
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, kept: Option<Kept>, network: &Network, mouth: &Mo
         ensure!(scenes.len() == 1, "--noise: it is of one observation, and there are {}; use --seed", scenes.len());
         ensure!(noise.rows == 1, "--noise: {} rows, expected one", noise.rows);
     }
-    let (pi, load_ms) = read(args, opened, device, mouth)?;
+    let (pi, load_ms) = network::read(&weights(args), opened, device, mouth)?;
     let mut report = Report::new(args, network, &policy, &scenes, load_ms);
     report.source = Source::of(opened, network.scheme.clone());
     mouth.count("sampling", scenes.len() as u64);
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, kept: Option<Kept>, network: &Network, mouth: &Mo
     for i in 0..scenes.len() {
         let seen = match next.take() {
             Some(first) => first,
-            None => Seen::of(&scenes, i, &policy, &wanted)?,
+            None => see(&scenes, i, &policy, &wanted)?,
         };
         let frame = match &scenes {
             Scenes::Episode(episode) => Some(episode.frames[i]),
@@ -130,40 +130,9 @@ fn grammar(args: &Args, policy: &Policy, horizon: usize) -> Result<Option<Gramma
     Ok(Some(Grammar::new(words, horizon, policy.preset.model.action_dim as usize, Some(budget))?))
 }
 
-/// An observation on its way: what the steps made of it.
-struct Seen {
-    name: String,
-    prompt: String,
-    /// Model-ready.
-    record: Record,
-    rows: Rows,
-    notices: Vec<String>,
-    transforms_ms: f64,
-}
-
-impl Seen {
-    fn of(scenes: &Scenes, i: usize, policy: &Policy, wanted: &Wanted) -> Result<Self> {
-        let (name, record) = scenes.get(i)?;
-        let began = Instant::now();
-        let mut prompt = String::new();
-        let look = |_: &dyn policy::step::Step, record: &Record| {
-            if let Ok(text) = record.text("prompt") {
-                text.clone_into(&mut prompt);
-            }
-        };
-        let mut record = policy.chain.watched(record, look).with_context(|| name.clone())?;
-        let notices = take_notices(&mut record);
-        let keys = record.values.iter().map(|(key, value)| Ok((key.clone(), plain(key, value)?)));
-        let keys: BTreeMap<String, Array> = keys.collect::<Result<_>>()?;
-        let rows = observation::fit(keys, wanted, &name)?;
-        Ok(Seen { name, prompt, record, rows, notices, transforms_ms: runs::ms(began) })
-    }
-}
-
-/// As an observation's file would have it.
-fn plain(key: &str, value: &Value) -> Result<Array> {
-    let Value::Array(array) = value else { bail!("{key}: a text, which no model reads; no step took it") };
-    Ok(array.clone())
+fn see(scenes: &Scenes, i: usize, policy: &Policy, wanted: &Wanted) -> Result<Seen> {
+    let (name, record) = scenes.get(i)?;
+    Seen::of(name, record, &policy.chain, wanted)
 }
 
 fn infer(
@@ -181,21 +150,16 @@ fn infer(
         false => runs::tokens(pi, &seen.rows, &decoding(args, grammar), args.repeat)?,
     };
     let began = Instant::now();
-    // The state goes back with the answer, in f32, as JAX has it.
-    let state = seen.record.array("state")?;
-    let mut answer = Record::default();
-    answer.put_array("state", Array::f32(state.shape.clone(), state.values.to_f32()));
     let mut tokens = None;
-    match sampled.chunk {
-        Chunk::Actions { shape: [_, horizon, dim], values } => {
-            answer.put_array("actions", Array::f32([horizon, dim], values.values));
-        }
+    let answer = match sampled.chunk {
+        Chunk::Actions { shape: [_, horizon, dim], values } => Array::f32([horizon, dim], values.values),
         Chunk::Tokens { tokens: mut rows, .. } => {
             let row = rows.pop().unwrap_or_default();
-            answer.put_array("actions", Array::new([row.len()], Values::I32(row.clone())));
-            tokens = Some(row);
+            tokens = Some(row.clone());
+            Array::new([row.len()], Values::I32(row))
         }
-    }
+    };
+    let answer = seen.answer(answer)?;
     let (actions, more) = policy.undo(answer).with_context(|| match flow {
         true => seen.name.clone(),
         false => format!(
@@ -204,7 +168,8 @@ fn infer(
             seen.name
         ),
     })?;
-    let transforms_ms = seen.transforms_ms + runs::ms(began);
+    let width = actions.width().unwrap_or(1).max(1);
+    let transforms_ms = seen.transforms_ms + milliseconds(began);
     Ok(Inferred {
         name: seen.name,
         frame,
@@ -214,7 +179,7 @@ fn infer(
         transforms_ms,
         runs: sampled.runs,
         tokens,
-        actions,
+        actions: actions.values.to_f64().chunks(width).map(<[f64]>::to_vec).collect(),
         images: pictures(&seen.record),
     })
 }

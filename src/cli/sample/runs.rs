@@ -17,36 +17,36 @@ use crate::sample::tokens::{Choice, Limits, Stop, sample_tokens};
 
 /// A stage and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Stage {
-    pub(super) name: &'static str,
-    pub(super) ms: f64,
+pub(in crate::cli) struct Stage {
+    pub(in crate::cli) name: &'static str,
+    pub(in crate::cli) ms: f64,
 }
 
 /// One run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Run {
-    pub(super) stages: Vec<Stage>,
-    pub(super) total_ms: f64,
+pub(in crate::cli) struct Run {
+    pub(in crate::cli) stages: Vec<Stage>,
+    pub(in crate::cli) total_ms: f64,
 }
 
 /// All runs, and what came out of them.
 #[derive(Debug)]
-pub(super) struct Sampled {
-    pub(super) chunk: Chunk,
+pub(in crate::cli) struct Sampled {
+    pub(in crate::cli) chunk: Chunk,
     /// What is done once for all observations.
-    pub(super) prepare_ms: f64,
-    pub(super) runs: Vec<Run>,
+    pub(in crate::cli) prepare_ms: f64,
+    pub(in crate::cli) runs: Vec<Run>,
     /// Of the last stage: Euler steps, or decoded tokens a row.
-    pub(super) steps: usize,
+    pub(in crate::cli) steps: usize,
 }
 
 /// Milliseconds since.
-pub(super) fn ms(since: Instant) -> f64 {
+pub(in crate::cli) fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
 /// The rows as they are, or one of them so many times.
-pub(super) fn repeated(rows: &Rows, batch: usize) -> Rows {
+pub(in crate::cli) fn repeated(rows: &Rows, batch: usize) -> Rows {
     if rows.rows == batch { rows.clone() } else { rows.repeat(batch) }
 }
 
@@ -78,7 +78,7 @@ impl<'a> Watch<'a> {
 }
 
 /// pi0 and pi0.5.
-pub(super) fn flow(pi: &Pi, rows: &Rows, noise: &Noise, num_steps: usize, repeat: u32) -> Result<Sampled> {
+pub(in crate::cli) fn flow(pi: &Pi, rows: &Rows, noise: &Noise, num_steps: usize, repeat: u32) -> Result<Sampled> {
     let device = pi.device();
     let observation = rows.upload(&device);
     let began = Instant::now();
@@ -104,14 +104,14 @@ pub(super) fn flow(pi: &Pi, rows: &Rows, noise: &Noise, num_steps: usize, repeat
 
 /// How pi0-FAST decodes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Decoding<'a> {
-    pub(super) max_decoding_steps: usize,
-    pub(super) stop: Stop,
-    pub(super) next: Next,
-    pub(super) temperature: f32,
-    pub(super) seed: u64,
+pub(in crate::cli) struct Decoding<'a> {
+    pub(in crate::cli) max_decoding_steps: usize,
+    pub(in crate::cli) stop: Stop,
+    pub(in crate::cli) next: Next,
+    pub(in crate::cli) temperature: f32,
+    pub(in crate::cli) seed: u64,
     /// Only sentences of this grammar.
-    pub(super) grammar: Option<&'a Grammar>,
+    pub(in crate::cli) grammar: Option<&'a Grammar>,
 }
 
 impl Decoding<'_> {
@@ -126,7 +126,7 @@ impl Decoding<'_> {
 }
 
 /// pi0-FAST.
-pub(super) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding<'_>, repeat: u32) -> Result<Sampled> {
+pub(in crate::cli) fn tokens(pi: &Pi, rows: &Rows, how: &Decoding<'_>, repeat: u32) -> Result<Sampled> {
     let device = pi.device();
     let observation = rows.upload(&device);
     let limits = Limits { max_decoding_steps: how.max_decoding_steps, stop: how.stop, next: how.next };

@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 
 use super::{RecordingFault as Fault, shown};
+use crate::data::numpy::Dtype;
 
 /// Opcodes at most: a recording has a few hundred, one with a picture as nested lists would have more.
-const MAX_OPCODES: usize = 1 << 20;
+pub(super) const MAX_OPCODES: usize = 1 << 20;
 
 /// A node's place in the pile.
 pub(super) type Id = usize;
@@ -70,14 +71,6 @@ const GLOBALS: [(&str, &str, Global); 11] = [
     ("__builtin__", "bytes", Global::Bytes),
     ("builtins", "bytes", Global::Bytes),
 ];
-
-/// A numpy dtype: its character, bytes of an element, and the order of these bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Dtype {
-    pub(super) kind: char,
-    pub(super) size: usize,
-    pub(super) big_endian: bool,
-}
 
 /// All that a pickle made.
 #[derive(Debug)]
@@ -434,15 +427,5 @@ impl<'a> Machine<'a> {
 
 /// `f8`, `U12`, `O8`.
 fn dtype(name: &str) -> Result<Dtype, Fault> {
-    let unknown = || Fault::Dtype { name: shown(name) };
-    let mut rest = name.chars();
-    let kind = rest.next().ok_or_else(unknown)?;
-    let number: usize = rest.as_str().parse().map_err(|_| unknown())?;
-    let size = match (kind, number) {
-        ('b', 1) | ('i' | 'u', 1 | 2 | 4 | 8) | ('f', 2 | 4 | 8) | ('O', 8 | 4) => number,
-        // UTF-32.
-        ('U', characters) => characters.checked_mul(4).ok_or_else(unknown)?,
-        _ => return Err(unknown()),
-    };
-    Ok(Dtype { kind, size, big_endian: false })
+    Dtype::plain(name).ok_or_else(|| Fault::Dtype { name: shown(name) })
 }

@@ -5,15 +5,14 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use half::f16;
-
-use super::pickle::{Dtype, Id, Node, Pile};
+use super::pickle::{Id, Node, Pile};
 use super::{Recording, RecordingFault as Fault, shown};
+use crate::data::numpy::{Dtype, joined};
 use crate::policy::array::{Array, Values};
 use crate::policy::record::Value;
 
 /// Dictionaries in dictionaries and lists in lists at most; axes too.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 /// Bytes that we hold for a byte of the file: int8 becomes int32, and one picture may stand under several cameras.
 const BYTES_PER_BYTE: u64 = 16;
 /// And for any file.
@@ -184,52 +183,17 @@ fn text(pile: &Pile<'_>, id: Id, key: &str, budget: &mut Budget) -> Result<Strin
     if !shape.is_empty() {
         return Err(unfit(key, format!("an array of texts of shape {shape:?}; record one text")));
     }
-    let characters = each(&data, dtype.big_endian, u32::from_le_bytes, u32::from_be_bytes);
-    // numpy fills up with zeros.
-    let end = characters.iter().rposition(|c| *c != 0).map_or(0, |last| last.saturating_add(1));
-    let text: Option<String> = characters.iter().take(end).map(|c| char::from_u32(*c)).collect();
+    let text = dtype.text(&data);
     text.ok_or_else(|| unfit(key, "a text with a character that Unicode lacks"))
 }
 
 fn array(pile: &Pile<'_>, id: Id, key: &str, budget: &mut Budget) -> Result<Array, Fault> {
     let (shape, dtype, fortran, data) = parts(pile, id, key, budget)?;
-    let held = match (dtype.kind, dtype.size) {
-        ('i', 1 | 2) | ('u', 2) | ('f', 2) => 4,
-        ('u', 4) => 8,
-        (_, size) => size as u64,
-    };
     let count = (data.len() as u64).checked_div(dtype.size as u64).unwrap_or(0);
-    budget.pay(count.saturating_mul(held))?;
-    macro_rules! of {
-        ($type:ty) => {
-            each(&data, dtype.big_endian, <$type>::from_le_bytes, <$type>::from_be_bytes)
-        };
-    }
-    let values = match (dtype.kind, dtype.size) {
-        ('u', 1) => Values::U8(data),
-        ('b', 1) => Values::Bool(data.iter().map(|x| *x != 0).collect()),
-        ('i', 1) => Values::I32(of!(i8).into_iter().map(i32::from).collect()),
-        ('i', 2) => Values::I32(of!(i16).into_iter().map(i32::from).collect()),
-        ('u', 2) => Values::I32(of!(u16).into_iter().map(i32::from).collect()),
-        ('i', 4) => Values::I32(of!(i32)),
-        ('i', 8) => Values::I64(of!(i64)),
-        ('u', 4) => Values::I64(of!(u32).into_iter().map(i64::from).collect()),
-        ('u', 8) => {
-            let values: Result<_, _> = of!(u64).into_iter().map(i64::try_from).collect();
-            Values::I64(values.map_err(|_| unfit(key, "a uint64 of more than 63 bits"))?)
-        }
-        ('f', 2) => Values::F32(of!(f16).into_iter().map(f32::from).collect()),
-        ('f', 4) => Values::F32(of!(f32)),
-        ('f', 8) => Values::F64(of!(f64)),
-        _ => return Err(unfit(key, "an array of a dtype that is no number")),
-    };
+    budget.pay(count.saturating_mul(dtype.held_bytes() as u64))?;
+    let values = dtype.values(data.into()).map_err(|misfit| unfit(key, misfit.to_string()))?;
     let values = if fortran { in_c_order(values, &shape) } else { values };
     Ok(Array { shape, values })
-}
-
-fn each<const N: usize, T>(data: &[u8], big_endian: bool, le: fn([u8; N]) -> T, be: fn([u8; N]) -> T) -> Vec<T> {
-    let read = if big_endian { be } else { le };
-    data.as_chunks().0.iter().map(|bytes| read(*bytes)).collect()
 }
 
 fn in_c_order(values: Values, shape: &[usize]) -> Values {
@@ -294,23 +258,4 @@ fn sequence(pile: &Pile<'_>, id: Id, key: &str, budget: &mut Budget) -> Result<A
         });
     }
     Ok(Array { shape, values: all.unwrap_or(Values::F64(vec![])) })
-}
-
-/// One more value. Whole numbers among floats are floats.
-fn joined(all: Values, item: Values) -> Option<Values> {
-    fn with<T>(mut all: Vec<T>, item: Vec<T>) -> Vec<T> {
-        all.extend(item);
-        all
-    }
-    Some(match (all, item) {
-        (Values::U8(a), Values::U8(b)) => Values::U8(with(a, b)),
-        (Values::I32(a), Values::I32(b)) => Values::I32(with(a, b)),
-        (Values::I64(a), Values::I64(b)) => Values::I64(with(a, b)),
-        (Values::F32(a), Values::F32(b)) => Values::F32(with(a, b)),
-        (Values::F64(a), Values::F64(b)) => Values::F64(with(a, b)),
-        (Values::Bool(a), Values::Bool(b)) => Values::Bool(with(a, b)),
-        (all @ Values::I64(_), Values::F64(b)) => Values::F64(with(all.to_f64(), b)),
-        (Values::F64(a), item @ Values::I64(_)) => Values::F64(with(a, item.to_f64())),
-        _ => return None,
-    })
 }
