@@ -117,3 +117,68 @@ fn one(table: &Table, open: Option<Socket>, which: usize, stays: bool) -> Result
     socket.close().context("the answer came, but no goodbye")?;
     Ok((None, answer))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+    use crate::wire::message::Writer;
+    use crate::wire::{head, unmasked};
+
+    /// Reads a client's frame of more than 64 KiB, and forgets it.
+    fn swallow(stream: &mut impl Read) -> Option<()> {
+        let mut begin = [0; 14];
+        stream.read_exact(&mut begin).ok()?;
+        let len = u64::from_be_bytes(*begin[2..].first_chunk().unwrap());
+        (std::io::copy(&mut stream.take(len), &mut std::io::sink()).ok()? == len).then_some(())
+    }
+
+    /// Answers questions with these bytes in turn, and lets go after the last.
+    fn server(answers: Vec<&'static [u8]>) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut answers = answers.into_iter();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                head(&mut stream).unwrap();
+                stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
+                stream.write_all(&unmasked(BINARY, b"\x80")).unwrap();
+                while swallow(&mut stream).is_some() {
+                    let Some(answer) = answers.next() else { return };
+                    let mut writer = Writer::default();
+                    writer.map(1).text("actions").array("<f4", &[1], answer);
+                    stream.write_all(&unmasked(BINARY, &writer.bytes)).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn an_answer_that_differs_and_one_that_never_comes_are_found_out() {
+        let patience = Duration::from_secs(60);
+        let address = server(vec![b"good", b"good", b"evil", b"good"]);
+        let mut socket = Socket::open(address, patience).unwrap();
+        let frames = vec![frame(BINARY, &aloha::message(0, Asked::Seeded(0)))];
+        let answers = vec![ask(&mut socket, &frames[0]).unwrap()];
+        assert_eq!(answers, [b"good"]);
+        drop(socket);
+        let truth = Truth { frames, answers };
+        let table = Table {
+            address,
+            patience,
+            truth: &truth,
+            total: 5,
+            taken: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            tally: Mutex::default(),
+        };
+        client(&table, 0);
+        let tally = table.tally.into_inner().unwrap();
+        assert_eq!((tally.latencies_ms.len(), tally.wrong, tally.lost, table.done.into_inner()), (3, 1, 2, 5));
+        assert!(!tally.reasons.is_empty(), "it is told why");
+    }
+}
