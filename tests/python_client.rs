@@ -96,10 +96,11 @@ impl Server {
         let log = folder.path().join("log");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let out = File::create(&log).unwrap();
-        // openpi's grammar has the kind of policy last.
+
         let child = Command::new(env!("CARGO_BIN_EXE_pi0"))
             .args(["serve", "--port", &port.to_string()])
             .args(arguments)
+            .env_remove("PI0_API_KEY")
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -243,7 +244,14 @@ fn openpis_own_command_line_serves() {
     let mut case = Case::of("aloha", 50, "pi0_aloha_sim", folder.path());
     let dir = format!("--policy.dir={}", folder.path().display());
     case.metadata = "{}";
-    case.serve =
-        strings(&["--env", "ALOHA_SIM", "--default_prompt", "wave", "policy:checkpoint", "--policy.config=pi0_aloha_sim", &dir]);
+    case.serve = strings(&[
+        "--env",
+        "ALOHA_SIM",
+        "--default_prompt",
+        "wave",
+        "policy:checkpoint",
+        "--policy.config=pi0_aloha_sim",
+        &dir,
+    ]);
     ask(&case, &["test_actions.Actions", "test_actions.Noise"]);
 }
