@@ -26,6 +26,9 @@ pub mod finetune;
 #[cfg(feature = "model")]
 mod inference;
 pub mod inspect;
+#[cfg(feature = "serve")]
+#[cfg_attr(not(feature = "model"), allow(dead_code, unreachable_pub))]
+pub mod log;
 #[cfg(feature = "model")]
 mod made_up;
 #[cfg(feature = "robot")]
@@ -48,6 +51,8 @@ mod record;
 pub mod replay;
 #[cfg(feature = "model")]
 pub mod sample;
+#[cfg(feature = "model")]
+pub mod serve;
 #[cfg(feature = "robot")]
 mod statistics;
 #[cfg(feature = "robot")]
@@ -105,6 +110,9 @@ pub enum Verb {
     /// Sample actions from an observation, or from chance: are the weights alive, and how fast?
     #[cfg(feature = "model")]
     Sample(Box<sample::Args>),
+    /// Serve a policy to robots by openpi's websocket protocol
+    #[cfg(feature = "model")]
+    Serve(Box<serve::Args>),
     /// Tell what a tokenizer is; text to tokens, tokens to text; a .model as a tokenizer.json
     #[cfg(feature = "robot")]
     Tokenizer(Box<tokenizer::Args>),
@@ -155,6 +163,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Replay(args) => speak!(replay, args),
         #[cfg(feature = "model")]
         Verb::Sample(args) => speak!(sample, args),
+        #[cfg(feature = "model")]
+        Verb::Serve(args) => speak!(serve, args),
         #[cfg(feature = "robot")]
         Verb::Tokenizer(args) => speak!(tokenizer, args),
         #[cfg(feature = "model")]

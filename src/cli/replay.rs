@@ -3,6 +3,8 @@
 //! Invariants: recordings go in the order of their numbers, one at a time; what cannot be equal (a recording that does not
 //! say what its actions began as) is never called a difference. Whoever answers is behind [`Infer`].
 
+#[cfg(feature = "model")]
+mod local;
 mod plot;
 mod remote;
 mod report;
@@ -33,6 +35,9 @@ Examples:
   Another device or precision: equal but for this much, in the robot's units:
     pi0 replay policy_records --server ws://10.0.0.7:8000 --tolerance 1e-3
 
+  Without a server: does this build, with this checkpoint, still give what was recorded?
+    pi0 replay policy_records --config pi0_libero --checkpoint-dir pi0_libero
+
   The first ten, joint by joint in a picture, with every number in a file:
     pi0 replay policy_records --server localhost --limit 10 --plot replay.svg --json > replay.json
 
@@ -53,7 +58,14 @@ pub struct Args {
 
     /// The server to ask: HOST, HOST:PORT or ws://HOST:PORT (port 8000 if left out)
     #[arg(long, value_name = "ADDRESS")]
-    pub server: String,
+    #[cfg_attr(feature = "model", arg(required_unless_present = "config", conflicts_with_all = ["config", "checkpoint_dir"]))]
+    #[cfg_attr(not(feature = "model"), arg(required = true))]
+    pub server: Option<String>,
+
+    /// In place of a server, a policy in this process.
+    #[cfg(feature = "model")]
+    #[command(flatten)]
+    pub engine: super::engine::Args,
 
     /// Key that the server asks for
     #[arg(long, alias = "api_key", value_name = "KEY")]
@@ -120,15 +132,9 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     if let Some(path) = &args.plot {
         plot::may_write(path, args.overwrite)?;
     }
-    let settings = Settings {
-        api_key: args.api_key.clone(),
-        wait: Some(args.wait),
-        timeout: args.timeout,
-        ..Settings::new(Address::parse(&args.server, None)?)
-    };
-    let mut server = Remote::connect(settings, mouth)?;
+    let mut asked = asked(&args, mouth)?;
     let mut drawn = args.plot.is_some().then(Drawn::default);
-    let mut report = replay(&steps, &mut server, args.tolerance, drawn.as_mut(), mouth)?;
+    let mut report = replay(&steps, asked.as_mut(), args.tolerance, drawn.as_mut(), mouth)?;
     if let (Some(path), Some(drawn)) = (&args.plot, drawn) {
         std::fs::write(path, plot::svg(&drawn, &report)?).with_context(|| path.display().to_string())?;
         report.written.push(path.display().to_string());
@@ -136,6 +142,23 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     let answer = if report.departs() { Answer::No } else { Answer::Yes };
     mouth.say(&report, || report.to_string())?;
     Ok(answer)
+}
+
+/// Who is asked.
+fn asked(args: &Args, mouth: &Mouth) -> Result<Box<dyn Infer>> {
+    if let Some(server) = &args.server {
+        let settings = Settings {
+            api_key: args.api_key.clone(),
+            wait: Some(args.wait),
+            timeout: args.timeout,
+            ..Settings::new(Address::parse(server, None)?)
+        };
+        return Ok(Box::new(Remote::connect(settings, mouth)?));
+    }
+    #[cfg(feature = "model")]
+    return Ok(Box::new(local::Local::open(&args.engine, mouth)?));
+    #[cfg(not(feature = "model"))]
+    anyhow::bail!("--server: which server is asked?")
 }
 
 /// The recordings under a path, in order.
