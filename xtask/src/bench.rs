@@ -6,6 +6,7 @@
 //!
 //! - [`floor`]: the floor
 //! - [`sample`]: a chunk, beside openpi's JAX and PyTorch
+//! - [`serve`]: what a server adds to its model, beside openpi's Python server
 //! - [`statistics`]: norm stats of datasets, beside plain reads of their files
 //! - [`train`]: steps of fine-tuning, beside openpi's JAX
 //! - [`process`]: wall time, CPU time and peak memory of a child
@@ -13,10 +14,12 @@
 mod floor;
 pub(crate) mod process;
 mod sample;
+mod serve;
 mod statistics;
 mod train;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,6 +51,8 @@ enum What {
     Sample(sample::Arguments),
     /// `pi0 norm-stats` of made-up datasets, beside plain reads of their files
     NormStats(statistics::Arguments),
+    /// `pi0 serve` of a small model, beside openpi's Python server; exit 1 if it adds too much
+    Serve(serve::Arguments),
     /// `pi0 finetune` of a mid-size model, beside openpi's JAX on the CPU
     Train(train::Arguments),
     /// Decode every chunk of a checkpoint and write some bytes, as fast as this machine can
@@ -89,6 +94,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
         What::Convert(arguments) => convert(root, arguments),
         What::Sample(arguments) => sample::run(root, arguments),
         What::NormStats(arguments) => statistics::run(root, arguments),
+        What::Serve(arguments) => serve::run(root, arguments),
         What::Train(arguments) => train::run(root, arguments),
         What::Floor(arguments) => floor::run(arguments).map(|()| true),
     }
@@ -107,16 +113,24 @@ struct Report {
 
 /// One promise: a figure that must not be above its limit.
 #[derive(Debug, Serialize, PartialEq)]
-struct Bar {
-    name: &'static str,
-    value: f64,
-    limit: f64,
-    met: bool,
+pub(crate) struct Bar {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) limit: f64,
+    pub(crate) met: bool,
 }
 
 impl Bar {
-    fn new(name: &'static str, value: f64, limit: f64) -> Self {
+    pub(crate) fn new(name: &'static str, value: f64, limit: f64) -> Self {
         Self { name, value, limit, met: value <= limit }
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, value, limit, met } = self;
+        let verdict = if *met { "met" } else { "MISSED" };
+        write!(out, "{name:<18}{value:>8.2}  at most {limit:>7.2}  {verdict}")
     }
 }
 
@@ -181,7 +195,7 @@ fn bars(convert: &Usage, floor: &Usage) -> Vec<Bar> {
     ]
 }
 
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
 }
 
@@ -201,20 +215,19 @@ fn table(report: &Report) -> String {
     }
     text.push('\n');
     for bar in &report.bars {
-        let verdict = if bar.met { "met" } else { "MISSED" };
-        text += &format!("{:<18}{:>8.2}  at most {:>7.2}  {verdict}\n", bar.name, bar.value, bar.limit);
+        text += &format!("{bar}\n");
     }
     text
 }
 
 /// The folder that this program was built into, one above its profile.
-fn build_folder() -> Result<PathBuf> {
+pub(crate) fn build_folder() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot find this program")?;
     program.parent().and_then(Path::parent).map(Path::to_owned).context("this program lies in no build folder")
 }
 
 /// Builds the program as it is released; gives its path.
-fn release(root: &Path, build: &Path) -> Result<PathBuf> {
+pub(crate) fn release(root: &Path, build: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--quiet", "--release", "--package", "pi0-burn", "--bin", "pi0", "--target-dir"])

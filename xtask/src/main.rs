@@ -6,6 +6,8 @@
 //! - [`mod@bench`]: what a verb costs, beside what the machine itself needs for the same bytes
 //! - [`dataset`]: LeRobot datasets of any size, made up
 //! - [`golden`]: the model verified on procedural weights, tiny ones and those of the published size
+//! - [`soak`]: thousands of good and bad clients against a server that must hold
+//! - [`wire`]: the clients, of the standard library alone
 //! - [`gpu`]: a GPU probed, tested, verified and timed in one command
 //! - [`tokenizer`]: Gemma's vocabulary fetched, for the tests of the real tokenizer
 //!
@@ -19,9 +21,11 @@ mod golden;
 mod gpu;
 mod parallel;
 mod procedural;
+mod soak;
 mod synth;
 mod tidy;
 mod tokenizer;
+mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,6 +53,8 @@ enum Verb {
     Dataset(dataset::Arguments),
     /// Make procedural weights and verify the model on them: tiny ones, or with --full the published size
     Golden(golden::Arguments),
+    /// Let thousands of good and bad clients ask a server; exit 1 if it loses a good one, grows, or does not end
+    Soak(soak::Arguments),
     /// Probe, test, verify and time a GPU, and write a report
     Gpu(gpu::Arguments),
     /// Fetch Gemma's vocabulary, for the tests of the real tokenizer
@@ -66,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Bench(arguments) => bench::run(root, &arguments),
         Verb::Dataset(arguments) => dataset::run(&arguments),
         Verb::Golden(arguments) => golden::run(root, &arguments),
+        Verb::Soak(arguments) => soak::run(root, &arguments),
         Verb::Gpu(arguments) => gpu::run(root, &arguments),
         Verb::Tokenizer => tokenizer::run(root),
     };

@@ -116,7 +116,7 @@ impl Leaf {
 }
 
 /// SplitMix64's output function.
-fn mix(x: u64) -> u64 {
+pub(crate) fn mix(x: u64) -> u64 {
     let z = x.wrapping_add(INCREMENT);
     let z = (z ^ (z >> 30)).wrapping_mul(MULTIPLY[0]);
     let z = (z ^ (z >> 27)).wrapping_mul(MULTIPLY[1]);
