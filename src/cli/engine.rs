@@ -31,6 +31,7 @@ use crate::policy::chunking::{Method, weights};
 use crate::policy::fast::Grammar;
 use crate::sample::chunking::Continue;
 use crate::sample::flow::Steps;
+use crate::serve::EXTENSIONS;
 use crate::serve::policy::{self as serve, Kind, Refusal};
 use crate::serve::request::{Answer, Request};
 use crate::serve::tree::Tree;
@@ -275,7 +276,8 @@ impl Engine {
             (None, Some(_)) => anyhow::bail!("pi0/noise: a {} begins with no noise; leave it out", self.family()),
             (None, None) => (Begin::Seed, Some(drawn())),
             (Some([horizon, dim]), Some(array)) => {
-                let noise = observation::noise_of(array, &self.wanted, "pi0")?;
+                let noise = observation::noise_of(array, &self.wanted);
+                let noise = noise.map_err(|fault| anyhow::anyhow!("{EXTENSIONS}/{fault}"))?;
                 ensure!(
                     (noise.rows, noise.horizon) == (1, horizon),
                     "pi0/noise: expected [{horizon}, {dim}], found {} rows of {} steps",
@@ -343,7 +345,8 @@ impl serve::Policy for Engine {
     }
 
     fn device_memory_bytes(&self) -> Option<u64> {
-        None
+        let network = self.network.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        network.pi.device().memory_pool_usage().map(|usage| usage.bytes_reserved)
     }
 }
 

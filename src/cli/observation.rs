@@ -185,12 +185,12 @@ pub fn noise(path: &Path, wanted: &Wanted) -> anyhow::Result<Noise> {
     Ok(fit::noise(array, wanted).map_err(|fault| Error { from: path.display().to_string(), faults: vec![fault] })?)
 }
 
-/// Noise that came otherwise; `from` says whence.
+/// Noise that came otherwise.
 ///
 /// # Errors
 /// As [`noise`].
-pub(super) fn noise_of(array: Array, wanted: &Wanted, from: &str) -> anyhow::Result<Noise> {
-    Ok(fit::noise(array, wanted).map_err(|fault| Error { from: from.to_owned(), faults: vec![fault] })?)
+pub(super) fn noise_of(array: Array, wanted: &Wanted) -> Result<Noise, Fault> {
+    fit::noise(array, wanted)
 }
 
 /// Normal noise: row b is the same in every batch.

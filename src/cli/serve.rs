@@ -20,10 +20,8 @@ use super::log::{self, Form};
 use super::output::Mouth;
 use crate::serve::policy::Tap;
 use crate::serve::recorder::{self, Recorder};
-use crate::serve::request::Request;
 use crate::serve::server::event::{Event, Listener, What};
 use crate::serve::server::{Key, Server, Settings};
-use crate::serve::tree::Tree;
 use grammar::Env;
 
 const EXAMPLES: &str = "\
@@ -141,9 +139,9 @@ pub fn run(mut args: Args, mouth: &Mouth) -> Result<Answer> {
     let listener = log::listener(args.log_format);
     let engine = Arc::new(Engine::open(&args.engine, mouth)?);
     let warm_ms = engine.warm_up(args.serving.max_batch.into(), mouth)?;
-    let kept = args.record.as_deref().map(|folder| Kept::open(folder, &listener)).transpose()?.map(Arc::new);
-    let settings = args.serving.settings(key, kept.clone().map(|kept| kept as Arc<dyn Tap>));
-    let server = Server::bind((args.host.as_str(), args.port), settings)?;
+    let recorder = args.record.as_deref().map(|folder| recorder(folder, &listener)).transpose()?;
+    let settings = args.serving.settings(key, recorder.map(|recorder| Arc::new(recorder) as Arc<dyn Tap>));
+    let server = Server::bind(&args.host, args.port, settings)?;
     let about = About {
         address: server.address().to_string(),
         config: engine.preset().name.clone(),
@@ -176,30 +174,19 @@ pub fn run(mut args: Args, mouth: &Mouth) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
-/// What is kept of requests and answers.
-struct Kept(Recorder);
-
-impl Kept {
-    fn open(folder: &Path, listener: &Listener) -> Result<Self> {
-        let listener = Arc::clone(listener);
-        let tell = move |event: recorder::Event| {
-            let why = match event {
-                recorder::Event::Dropped { dropped } => {
-                    format!("the disk does not keep up; {dropped} recordings were dropped so far")
-                }
-                recorder::Event::Failed { error } => error.to_string(),
-            };
-            listener(&Event { at: SystemTime::now(), place: Location::caller(), what: What::NotKept { why } });
+/// What keeps requests and answers; what goes wrong with it stands in the log.
+fn recorder(folder: &Path, listener: &Listener) -> Result<Recorder> {
+    let listener = Arc::clone(listener);
+    let tell = move |event: recorder::Event| {
+        let why = match event {
+            recorder::Event::Dropped { dropped } => {
+                format!("the disk does not keep up; {dropped} recordings were dropped so far")
+            }
+            recorder::Event::Failed { error } => error.to_string(),
         };
-        Ok(Kept(Recorder::open(folder, recorder::Room::default(), tell).context("--record")?))
-    }
-}
-
-impl Tap for Kept {
-    fn keep(&self, inputs: &Request, outputs: &Tree) -> Result<(), String> {
-        self.0.keep(inputs, outputs);
-        Ok(())
-    }
+        listener(&Event { at: SystemTime::now(), place: Location::caller(), what: What::NotKept { why } });
+    };
+    Recorder::open(folder, recorder::Room::default(), tell).context("--record")
 }
 
 impl Serving {
