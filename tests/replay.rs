@@ -269,7 +269,7 @@ fn start(first_seed: u64, tap: Option<Arc<Recorder>>) -> (String, Stop, std::thr
     if let Some(tap) = tap {
         settings.tap = Some(tap);
     }
-    let server = Server::bind("127.0.0.1:0", settings).expect("a port");
+    let server = Server::bind("127.0.0.1", 0, settings).expect("a port");
     let (address, stop) = (server.address().to_string(), server.stop());
     let run = move || server.run(Arc::new(Seeded(AtomicU64::new(first_seed))), Arc::new(|_| {})).expect("served");
     (address, stop, std::thread::spawn(run))
