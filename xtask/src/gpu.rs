@@ -1,13 +1,13 @@
 //! `cargo xtask gpu`: everything about a GPU that can be found out in one command, as one report.
 //!
-//! Looks for driver, NVRTC and headers; builds in release with the feature of the device; runs the suites of parity and training there,
-//! `pi0 verify` over the golden sets and `pi0 sample` against the clock. A thing that is missing is a sentence that says
+//! Looks for driver, NVRTC and headers; builds in release with the feature of the device; runs the suites of parity,
+//! training and chunking there, `pi0 verify` over the golden sets and `pi0 sample` against the clock. A thing that is missing is a sentence that says
 //! what to do; what does not need it still runs. `--device cpu` takes the same way without a GPU.
 //!
 //! - [`toolkit`]: driver, NVRTC, headers
 //! - [`machine`]: what the figures were measured on
 //! - [`child`]: the programs, built or brought along
-//! - [`trial`]: parity, training, verify, sample
+//! - [`trial`]: parity, training, chunking, verify, sample
 //! - [`report`]: JSON and Markdown
 
 mod child;
@@ -51,7 +51,7 @@ No LLVM, no cuBLAS, no cuDNN is needed; the build needs no GPU and no toolkit.
 A GPU machine without a network, or without Rust: build on another machine with the same
 architecture and a C library that is no newer; take this tree and the folder along; run in the tree.
 
-  cargo xtask gpu --prepare FOLDER     there; makes pi0, parity, training, xtask (strip and xz: 10 MB each)
+  cargo xtask gpu --prepare FOLDER     there; makes pi0, parity, training, chunking, xtask (strip and xz: 10 MB each)
   FOLDER/xtask gpu --programs FOLDER   here
 
 The first run of a shape compiles and tunes its kernels, which takes seconds to minutes;
@@ -107,6 +107,8 @@ enum Trial {
     Parity,
     /// tests/training.rs
     Training,
+    /// tests/chunking.rs
+    Chunking,
     /// `pi0 verify` over the golden sets
     Verify,
     /// `pi0 sample`, timed
@@ -118,6 +120,7 @@ impl Trial {
         match self {
             Self::Parity => "parity",
             Self::Training => "training",
+            Self::Chunking => "chunking",
             Self::Verify => "verify",
             Self::Sample => "sample",
         }
@@ -151,7 +154,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<bool> {
     let device = arguments.device.as_str();
     if let Some(folder) = &arguments.prepare {
         Programs::build(root, features(device))?.pack(folder)?;
-        println!("in {}: pi0, parity, training, xtask; there: xtask gpu --programs FOLDER", folder.display());
+        println!("in {}: pi0, parity, training, chunking, xtask; there: xtask gpu --programs FOLDER", folder.display());
         return Ok(true);
     }
     let output = arguments.output.clone().unwrap_or_else(|| root.join(OUTPUT));
@@ -259,8 +262,8 @@ fn programs(root: &Path, device: &str, folder: Option<&Path>) -> (Option<Program
         None => ("built in release", Programs::build(root, features(device))),
     };
     match programs {
-        Ok(programs) => (Some(programs), Item::new("pi0, parity and training", Verdict::Passed, what)),
-        Err(error) => (None, Item::failed("pi0, parity and training", format!("{error:#}"))),
+        Ok(programs) => (Some(programs), Item::new("pi0, parity, training and chunking", Verdict::Passed, what)),
+        Err(error) => (None, Item::failed("pi0, parity, training and chunking", format!("{error:#}"))),
     }
 }
 
@@ -269,6 +272,7 @@ fn try_out(trial: Trial, ground: &Ground, programs: &Programs, arguments: &Argum
     Ok(match trial {
         Trial::Parity => trial::suite(ground, &programs.parity, "parity", device),
         Trial::Training => trial::suite(ground, &programs.training, "training", device),
+        Trial::Chunking => trial::suite(ground, &programs.chunking, "chunking", device),
         Trial::Verify => {
             let there = |weights: &Weights| checkpoint_of(weights, ground.logs, &arguments.synthetic);
             trial::verify(ground, programs, device, &trial::sets(ground.root)?, there)

@@ -19,6 +19,7 @@ const LAST_LINES: usize = 6;
 const PROGRAM: &str = "pi0";
 const PARITY: &str = "parity";
 const TRAINING: &str = "training";
+const CHUNKING: &str = "chunking";
 
 /// What is run.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,8 @@ pub(super) struct Programs {
     pub(super) parity: PathBuf,
     /// `tests/training.rs`, built.
     pub(super) training: PathBuf,
+    /// `tests/chunking.rs`, built.
+    pub(super) chunking: PathBuf,
 }
 
 impl Programs {
@@ -41,7 +44,12 @@ impl Programs {
             })?;
             Ok(path)
         };
-        Ok(Self { pi0: named(PROGRAM)?, parity: named(PARITY)?, training: named(TRAINING)? })
+        Ok(Self {
+            pi0: named(PROGRAM)?,
+            parity: named(PARITY)?,
+            training: named(TRAINING)?,
+            chunking: named(CHUNKING)?,
+        })
     }
 
     /// Builds all in release, with the features that the device needs. Cargo's own messages go to standard error.
@@ -50,6 +58,7 @@ impl Programs {
             pi0: built(root, &["build", "--bin", PROGRAM], features, PROGRAM)?,
             parity: built(root, &["test", "--no-run", "--test", PARITY], features, PARITY)?,
             training: built(root, &["test", "--no-run", "--test", TRAINING], features, TRAINING)?,
+            chunking: built(root, &["test", "--no-run", "--test", CHUNKING], features, CHUNKING)?,
         })
     }
 
@@ -57,7 +66,8 @@ impl Programs {
     pub(super) fn pack(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let own = std::env::current_exe().context("cannot find this program")?;
-        let own_names = [(&self.pi0, PROGRAM), (&self.parity, PARITY), (&self.training, TRAINING), (&own, "xtask")];
+        let suites = [(&self.parity, PARITY), (&self.training, TRAINING), (&self.chunking, CHUNKING)];
+        let own_names = [(&self.pi0, PROGRAM), (&own, "xtask")].into_iter().chain(suites);
         for (from, name) in own_names {
             let to = folder.join(name);
             std::fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;

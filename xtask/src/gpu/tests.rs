@@ -76,7 +76,7 @@ fn stage(pi0: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
     }
     std::fs::write(set.join("set.toml"), "weights = \"model.safetensors\"\n").unwrap();
     let parity = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored'";
-    for (name, text) in [("pi0", pi0), ("parity", parity), ("training", parity)] {
+    for (name, text) in [("pi0", pi0), ("parity", parity), ("training", parity), ("chunking", parity)] {
         script(programs.join(name), text);
     }
     let output = root.path().join("out");
@@ -90,8 +90,8 @@ fn a_rehearsal_on_the_cpu_takes_the_same_way_to_a_report() {
     assert!(run(root.path(), &parse(&words).unwrap()).unwrap());
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(output.join("report.json")).unwrap()).unwrap();
     let stages: Vec<&str> = json["stages"].as_array().unwrap().iter().filter_map(|it| it["stage"].as_str()).collect();
-    assert_eq!(stages, ["probe", "build", "parity", "training", "verify", "sample"]);
-    assert_eq!(json["stages"][5]["items"][0]["chunks"]["p50_ms"], 1.5);
+    assert_eq!(stages, ["probe", "build", "parity", "training", "chunking", "verify", "sample"]);
+    assert_eq!(json["stages"][6]["items"][0]["chunks"]["p50_ms"], 1.5);
     let page = std::fs::read_to_string(output.join("report.md")).unwrap();
     assert!(page.contains("| model.safetensors, f32 | 1.50 | 2.50 | 1.50 | 2 |"), "{page}");
     assert!(output.join("verify-tiny.out").exists());

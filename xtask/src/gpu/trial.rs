@@ -1,4 +1,5 @@
-//! The trials of a device: the suites of parity and training, `pi0 verify` over the golden sets, `pi0 sample` against the clock.
+//! The trials of a device: the suites of parity, training and chunking, `pi0 verify` over the golden sets, `pi0 sample`
+//! against the clock.
 //!
 //! A trial gives an item for each thing it tried, and never stops the others.
 
@@ -240,6 +241,7 @@ mod tests {
             pi0: script(folder.path().join("pi0"), pi0),
             parity: script(folder.path().join("parity"), parity),
             training: folder.path().join("training"),
+            chunking: folder.path().join("chunking"),
         };
         let limit = Duration::from_secs(60);
         trial(&Ground { root: folder.path(), logs: folder.path(), environment: &[], limit }, &programs)
