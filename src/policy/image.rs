@@ -63,6 +63,9 @@ pub fn parse(key: &str, image: &Array) -> Result<Array, Fault> {
     if !first && c != CHANNELS {
         return Err(misfit("[height, width, 3] or [3, height, width]", ""));
     }
+    if image.values.is_empty() {
+        return Err(misfit("a picture with rows and columns", ""));
+    }
     let bytes = match &image.values {
         Values::U8(x) => x.clone(),
         Values::F32(x) => bytes(key, x.iter().map(|x| 255.0 * x).map(f64::from))?,
@@ -186,6 +189,8 @@ mod tests {
         assert!(refusal(grey).contains("found uint8[2, 4, 1]"));
         let whole = Array::new([1, 1, 3], Values::I64(vec![0; 3]));
         assert!(refusal(whole).contains("bytes"));
+        let nothing = Array::u8([0, 0, 3], vec![]);
+        assert!(refusal(nothing).starts_with("images/top: expected a picture with rows and columns"));
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn soak(server: Server, arguments: &Arguments) -> Result<Report> {
     let bars = vec![
         Bar::new("good ones lost", lost as f64 + (total - lost - latencies_ms.len() as u64) as f64, 0.0),
         Bar::new("wrong answers", wrong as f64, 0.0),
-        Bar::new("bad ones unrefused", mistreated.values().map(|(count, _)| *count as f64).sum(), 0.0),
+        Bar::new("bad ones let off", mistreated.values().map(|(count, _)| count).sum::<u64>() as f64, 0.0),
         Bar::new("growth, MiB", mib(late) - mib(early), MAX_GROWTH_MIB),
         Bar::new("files left open", after.files as f64 - before.files as f64, MAX_LEFT),
         Bar::new("threads left", after.threads as f64 - before.threads as f64, MAX_LEFT),
