@@ -77,7 +77,7 @@ fn an_error_ends_its_connection_and_the_next_one_works() {
         What::Refused { refusal, .. } => Some(refusal.clone()),
         _ => None,
     });
-    assert_eq!((refusal.kind, refusal.detail.as_str()), (Kind::Observation, "read in /home/someone"));
+    assert_eq!((refusal.kind, refusal.detail.as_str()), (Kind::Observation, "read in /a/secret/path"));
     let mut next = Robot::new(server.address);
     next.ask(&[]);
     next.answer();

@@ -209,7 +209,7 @@ mod tests {
 
     fn refused(message: &str) -> What {
         let peer = ([127, 0, 0, 1], 4711).into();
-        let refusal = Refusal::new(Kind::Observation, message).because("in /home/someone");
+        let refusal = Refusal::new(Kind::Observation, message).because("in /a/secret/path");
         What::Refused { client: 3, peer, refusal }
     }
 
@@ -238,7 +238,7 @@ mod tests {
             ("event", "refused"),
             ("kind", "observation"),
             ("told", "state: it is missing"),
-            ("detail", "in /home/someone"),
+            ("detail", "in /a/secret/path"),
             ("level", "warning"),
             ("time", "2024-02-29T12:34:56.789Z"),
         ] {

@@ -50,8 +50,8 @@ impl Policy for Mock {
         };
         let act = text("act");
         match act.as_str() {
-            "panic early" => panic!("prepare, as told, in /home/someone"),
-            "refuse" => Err(Refusal::new(Kind::Observation, "state: it is missing").because("read in /home/someone")),
+            "panic early" => panic!("prepare, as told, in /a/secret/path"),
+            "refuse" => Err(Refusal::new(Kind::Observation, "state: it is missing").because("read in /a/secret/path")),
             _ => {
                 let seed = request.extensions.as_ref().map(|extensions| extensions.seed.unwrap_or(7));
                 Ok(Ready { name: text("name"), act, group: text("group"), seed })
@@ -73,7 +73,7 @@ impl Policy for Mock {
                     // An error means that the test is over.
                     let _ = self.go.lock().unwrap().recv();
                 }
-                "panic" => panic!("infer, as told, in /home/someone"),
+                "panic" => panic!("infer, as told, in /a/secret/path"),
                 "few" => return Vec::new(),
                 _ => {}
             }

@@ -1,3 +1,5 @@
+//! The text that Prometheus reads: every line well formed, every figure where it belongs.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;

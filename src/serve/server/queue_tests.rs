@@ -1,3 +1,5 @@
+//! The queue alone: its bound, its order, who is refused and when.
+
 use super::*;
 
 const ALONE: Batching = Batching { most: 1, wait: Duration::ZERO };
