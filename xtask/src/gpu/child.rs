@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn programs_brought_along_must_all_be_there() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for name in [PROGRAM, PARITY, TRAINING] {
+        for name in [PROGRAM, PARITY, TRAINING, CHUNKING] {
             std::fs::write(from.path().join(name), name).unwrap();
         }
         let programs = Programs::brought(from.path()).unwrap();
