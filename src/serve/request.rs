@@ -1,7 +1,7 @@
 //! A message as a request, an answer as a message.
 //!
 //! A request is the observation as the robot's program sends it, a dictionary of dictionaries; flattened with `/` it is the
-//! [`Record`] that policies read. Under [`EXTENSIONS`](super::EXTENSIONS) it may carry what openpi's protocol does not have:
+//! [`Record`] that policies read. Under [`EXTENSIONS`] it may carry what openpi's protocol does not have:
 //!
 //! | key | what |
 //! | --- | --- |

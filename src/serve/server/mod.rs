@@ -6,8 +6,8 @@
 //! the queue, a request's wait. A policy that panics costs its request, not the server. What goes wrong is told the client in
 //! one sentence, and the [`Listener`] in full.
 //!
-//! The way of a request: [`door`] lets its client in · [`line`] reads its frame · [`session`] has it decoded and prepared on
-//! one of a few threads · [[`queue`] holds it · [`engine`] runs the model on it · `session` sends the answer.
+//! The way of a request: `door` lets its client in · `line` reads its frame · `session` has it decoded and prepared on one
+//! of a few threads · `queue` holds it · `engine` runs the model on it · `session` sends the answer.
 //!
 //! Routes: `GET /healthz` says `OK`, to anyone; `GET /metrics` is Prometheus's text, with the key where there is one, for how
 //! often robots ask is not everybody's business; a websocket on any other path is a client of the policy.

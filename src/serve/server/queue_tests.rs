@@ -73,7 +73,7 @@ fn whoever_is_gone_is_not_taken() {
 #[test]
 fn a_place_is_left_once() {
     let queue = queue(8, 1);
-    let (ticket, _done) = queue.push(1, any_time()).ok().expect("there is room");
+    let (ticket, _done) = queue.push(1, any_time()).expect("there is room");
     assert!(ticket.withdraw());
     assert!(!ticket.withdraw());
 }
@@ -123,7 +123,7 @@ fn a_closed_queue_serves_what_waits_and_takes_nobody() {
 #[test]
 fn a_cleared_queue_tells_everybody() {
     let queue = queue(8, 1);
-    let (_ticket, mut done) = queue.push(1, any_time()).ok().expect("there is room");
+    let (_ticket, mut done) = queue.push(1, any_time()).expect("there is room");
     queue.clear();
     let done = done.try_recv().expect("it was told");
     assert_eq!(done.answer.expect_err("it was refused").kind, Kind::Ending);
