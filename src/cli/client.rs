@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Answer;
 use super::array;
+use super::key;
 use super::output::Mouth;
 use crate::serve::client::{Address, Client, Settings};
 use crate::serve::request::Extensions;
@@ -61,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
 
-    /// Sent as `Authorization: Api-Key KEY`
+    /// Sent as `Authorization: Api-Key KEY` (or PI0_API_KEY)
     #[arg(long, visible_alias = "api_key", value_name = "KEY")]
     pub api_key: Option<String>,
 
@@ -148,7 +149,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
     let scene = Scene::find(&args.scene)?;
     scene.notices().iter().for_each(|notice| mouth.note(notice));
     let settings = Settings {
-        api_key: args.api_key.clone(),
+        api_key: key::or_environment(args.api_key.as_deref()),
         wait: args.wait,
         timeout: args.timeout,
         ..Settings::new(Address::parse(&args.host, args.port)?)

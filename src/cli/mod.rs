@@ -33,6 +33,8 @@ mod frames;
 mod inference;
 pub mod inspect;
 #[cfg(feature = "serve")]
+mod key;
+#[cfg(feature = "serve")]
 #[cfg_attr(not(feature = "model"), allow(dead_code, unreachable_pub))]
 pub mod log;
 #[cfg(feature = "model")]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Answer;
+use super::key;
 use super::output::Mouth;
 use crate::data::recording::{self, Recording};
 use crate::policy::record::{Record, Value};
@@ -67,7 +68,7 @@ pub struct Args {
     #[command(flatten)]
     pub engine: super::engine::Args,
 
-    /// Key that the server asks for
+    /// Key that the server asks for (or PI0_API_KEY)
     #[arg(long, alias = "api_key", value_name = "KEY")]
     pub api_key: Option<String>,
 
@@ -148,7 +149,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
 fn asked(args: &Args, mouth: &Mouth) -> Result<Box<dyn Infer>> {
     if let Some(server) = &args.server {
         let settings = Settings {
-            api_key: args.api_key.clone(),
+            api_key: key::or_environment(args.api_key.as_deref()),
             wait: Some(args.wait),
             timeout: args.timeout,
             ..Settings::new(Address::parse(server, None)?)

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level;
 
 use super::Answer;
 use super::engine::{self, Engine};
+use super::key;
 use super::log::{self, Form};
 use super::output::Mouth;
 use crate::serve::policy::Tap;
@@ -136,6 +137,7 @@ pub struct Serving {
 pub fn run(mut args: Args, mouth: &Mouth) -> Result<Answer> {
     grammar::apply(&mut args)?;
     let key = args.serving.key()?;
+    let asks = key.is_some();
     let listener = log::listener(args.log_format);
     let engine = Arc::new(Engine::open(&args.engine, mouth)?);
     let warm_ms = engine.warm_up(args.serving.max_batch.into(), mouth)?;
@@ -151,7 +153,7 @@ pub fn run(mut args: Args, mouth: &Mouth) -> Result<Answer> {
         load_ms: engine.load_ms,
         warm_ms,
         record: args.record.as_ref().map(|path| path.display().to_string()),
-        key: args.serving.asks(),
+        key: asks,
         notices: engine.told().notices.clone(),
     };
     mouth.say(&about, || about.to_string())?;
@@ -190,25 +192,21 @@ fn recorder(folder: &Path, listener: &Listener) -> Result<Recorder> {
 }
 
 impl Serving {
-    fn asks(&self) -> bool {
-        self.api_key.is_some() || self.api_key_file.is_some() || std::env::var_os(grammar::KEY).is_some()
-    }
-
     fn key(&self) -> Result<Option<Key>> {
-        let text = match (&self.api_key, &self.api_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => {
-                std::fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?
+        let text = match &self.api_key_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                Some(text.with_context(|| format!("--api-key-file {}", path.display()))?)
             }
-            (None, None) => match std::env::var(grammar::KEY) {
-                Ok(key) => key,
-                Err(_) => return Ok(None),
-            },
+            None => self.api_key.clone().or_else(|| key::or_environment(None)),
         };
+        let Some(text) = text else { return Ok(None) };
         let key = text.trim();
-        if key.is_empty() {
-            bail!("the key is empty: leave --api-key, --api-key-file and {} away to ask for none", grammar::KEY);
-        }
+        ensure!(
+            !key.is_empty(),
+            "the key is empty: leave --api-key, --api-key-file and {} away to ask for none",
+            key::VARIABLE
+        );
         Ok(Some(Key::new(key)))
     }
 

@@ -14,8 +14,6 @@ use super::Args;
 pub(super) const POLICIES: [&str; 2] = ["policy:checkpoint", "policy:default"];
 /// Where openpi's server records.
 pub(super) const RECORDS: &str = "policy_records";
-/// The key, where it is not to be read from a command line.
-pub(super) const KEY: &str = "PI0_API_KEY";
 
 /// openpi's environments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Args, Report};
 use crate::cli::engine::{self, Engine};
+use crate::cli::key;
 use crate::cli::made_up;
 use crate::cli::output::Mouth;
 use crate::device::Precision;
@@ -69,7 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(super) fn run(args: &Args, server: &str, mouth: &Mouth) -> Result<Report> {
     let precision = args.dtype.unwrap_or(Precision::F32);
     let address = Address::parse(server, None)?;
-    let key = args.remote.api_key.clone().or_else(|| std::env::var("PI0_API_KEY").ok());
+    let key = key::or_environment(args.remote.api_key.as_deref());
     let mut settings = Settings::new(address);
     (settings.api_key, settings.timeout) = (key, PATIENCE);
     // Whether it is there is known at once; reading weights takes longer.
