@@ -37,6 +37,7 @@ impl Served {
         arguments.extend(more);
         let mut child = Command::new(env!("CARGO_BIN_EXE_pi0"))
             .args(&arguments)
+            .env_remove("PI0_API_KEY")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

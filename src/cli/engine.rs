@@ -16,6 +16,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 pub use args::Args;
 
+use super::decoding;
 use super::inference::milliseconds;
 use super::network;
 use super::observation::{self, Noise, Rows, Wanted};
@@ -33,14 +34,12 @@ use crate::sample::chunking::Continue;
 use crate::sample::flow::Steps;
 use crate::serve::EXTENSIONS;
 use crate::serve::policy::{self as serve, Kind, Refusal};
-use crate::serve::request::{Answer, Request};
+use crate::serve::request::{Answer, Previous, Request};
 use crate::serve::tree::Tree;
 use crate::weights::convert::Progress as _;
 use crate::weights::open::{Choice, Opened};
 use ready::{Begin, Left, Ready};
 
-/// Tokens of pi0-FAST at most, if nothing else was said.
-const MAX_DECODING_STEPS: usize = 256;
 /// Tokens that a warm-up decodes: the second already runs what all others do.
 const WARM_TOKENS: usize = 4;
 
@@ -51,7 +50,7 @@ pub struct Engine {
     settings: Settings,
     wanted: Wanted,
     horizon: usize,
-    decoding: args::Decoding,
+    decoding: decoding::Args,
     grammar: Option<Grammar>,
     seed: AtomicU64,
     metadata: Tree,
@@ -86,15 +85,7 @@ impl Engine {
         let policy = Policy::new(&args.policy(), args.download, &opened, &anatomy, &settings, mouth)?;
         let wanted = Wanted { cameras: policy.slots()?, ..Wanted::by(&settings, None) };
         let horizon = policy.preset.model.action_horizon as usize;
-        let decoding = args.decoding();
-        let grammar = match (&policy.words, args.constrained) {
-            (_, false) => None,
-            (Some(words), true) => {
-                let budget = Some(decoding.max_decoding_steps);
-                Some(Grammar::new(words, horizon, policy.preset.model.action_dim as usize, budget)?)
-            }
-            (None, true) => anyhow::bail!("--constrained: {} has no FAST codec", policy.preset.name),
-        };
+        let grammar = args.decoding.grammar(&policy, horizon)?;
         let metadata = metadata(&policy.preset);
         let (pi, load_ms) = network::read(&args.weights(), &opened, &device, mouth)?;
         let steps = (settings.head != Head::Tokens).then(|| Steps::new(&pi, args.num_steps.map_or(10, usize::from)));
@@ -103,7 +94,7 @@ impl Engine {
             settings,
             wanted,
             horizon,
-            decoding,
+            decoding: args.decoding.clone(),
             grammar,
             seed: AtomicU64::new(args.seed.unwrap_or(0)),
             metadata,
@@ -174,14 +165,7 @@ impl Engine {
     }
 
     fn decode(&self, seed: u64) -> Decoding<'_> {
-        Decoding {
-            max_decoding_steps: self.decoding.max_decoding_steps,
-            stop: self.decoding.stop,
-            next: self.decoding.next,
-            temperature: self.decoding.temperature,
-            seed,
-            grammar: self.grammar.as_ref(),
-        }
+        self.decoding.with(seed, self.grammar.as_ref())
     }
 
     fn run(&self, batch: &[Ready]) -> Result<(Vec<Array>, f64)> {
@@ -229,14 +213,13 @@ impl Engine {
         Ok(Answer { outputs: vec![(key, Tree::Array(actions))], infer_ms, seed: ready.seed })
     }
 
-    /// What is left of the last chunk, as the model has it.
-    fn left(&self, request: &Request) -> Result<Option<Left>> {
-        let Some(previous) = request.extensions.as_ref().and_then(|e| e.previous.as_ref()) else { return Ok(None) };
+    /// What is left of the last chunk, if it can be.
+    fn previous(&self, previous: Option<Previous>) -> Result<Option<Previous>> {
+        let Some(previous) = previous else { return Ok(None) };
         let key = "pi0/previous";
-        let shape = self.noise_shape().with_context(|| {
-            format!("{key}: a {} answers in tokens; real-time chunking is of pi0 and pi0.5", self.settings.family())
+        let [horizon, _] = self.noise_shape().with_context(|| {
+            format!("{key}: a {} answers in tokens; real-time chunking is of pi0 and pi0.5", self.family())
         })?;
-        let [horizon, dim] = shape;
         let width = self.policy.data.robot.actions.width;
         let n = match previous.actions.shape[..] {
             [n, d] if d == width && (1..=horizon).contains(&n) => n,
@@ -251,11 +234,18 @@ impl Engine {
             previous.delay
         );
         finite(key, &previous.actions)?;
-        let actions = self.policy.actions_of(&request.observation, previous.actions.clone())?;
-        ensure!(actions.shape == [n, dim], "{key}: the steps made {actions} of it, expected [{n}, {dim}]");
+        Ok(Some(previous))
+    }
+
+    /// The same as the model has it, padded to its horizon.
+    fn left(&self, previous: &Previous, actions: &Array) -> Result<Left> {
+        let n = previous.actions.shape[0];
+        let shape = self.noise_shape().context("pi0/previous: the model has no noise")?;
+        let [horizon, dim] = shape;
+        ensure!(actions.shape == [n, dim], "pi0/previous: the steps made {actions} of it, expected [{n}, {dim}]");
         let mut values = actions.values.to_f32();
         values.resize(horizon * dim, 0.0);
-        Ok(Some(Left { values, shape, n, delay: previous.delay, method: previous.method }))
+        Ok(Left { values, shape, n, delay: previous.delay, method: previous.method })
     }
 
     fn ready(&self, request: Request) -> Result<Ready> {
@@ -264,10 +254,20 @@ impl Engine {
                 finite(key, array)?;
             }
         }
-        let left = self.left(&request)?;
         let extensions = request.extensions.unwrap_or_default();
-        let seen =
-            ready::Seen::of("the observation".to_owned(), request.observation, &self.policy.chain, &self.wanted)?;
+        let previous = self.previous(extensions.previous)?;
+        let mut observation = request.observation;
+        // As in training, actions go through the steps beside the observation that they are seen from.
+        let apart = match &previous {
+            Some(previous) => self.policy.actions_beside(&mut observation, previous.actions.clone())?,
+            None => None,
+        };
+        let seen = ready::Seen::of("the observation".to_owned(), observation, &self.policy.chain, &self.wanted)?;
+        let left = match (&previous, apart) {
+            (Some(previous), Some(actions)) => Some(self.left(previous, &actions)?),
+            (Some(previous), None) => Some(self.left(previous, seen.record.array("actions")?)?),
+            (None, _) => None,
+        };
         let drawn = || match extensions.seed {
             Some(seed) => seed,
             None => self.seed.fetch_add(1, Ordering::Relaxed),

@@ -13,6 +13,8 @@ pub mod client;
 pub mod convert;
 #[cfg(feature = "robot")]
 pub mod dataset;
+#[cfg(feature = "model")]
+pub mod decoding;
 mod diff;
 #[cfg(feature = "model")]
 pub mod engine;

@@ -165,16 +165,21 @@ impl Policy {
         Ok(Policy { preset, data, chain, absolute, words, told })
     }
 
-    /// The robot's own actions `[n, D]` → the model's `[n, A]`, as seen from an observation.
+    /// Puts the robot's own actions `[n, D]` beside an observation, so that the steps make the model's `[n, A]` of them under
+    /// `actions`. Where the steps would take them for relative ones, gives the model's at once.
     ///
     /// # Errors
     /// The step that cannot take them.
-    pub(super) fn actions_of(&self, observation: &Record, actions: Array) -> Result<Array> {
+    pub(super) fn actions_beside(&self, observation: &mut Record, actions: Array) -> Result<Option<Array>> {
+        let key = self.data.robot.actions.key.clone();
+        let Some(absolute) = &self.absolute else {
+            observation.put_array(key, actions);
+            return Ok(None);
+        };
         let mut record = observation.clone();
-        record.put_array(self.data.robot.actions.key.clone(), actions);
-        let mut seen = self.absolute.as_ref().unwrap_or(&self.chain).apply(record)?;
-        let Value::Array(actions) = seen.take("actions")? else { bail!("actions: they are a text") };
-        Ok(actions)
+        record.put_array(key, actions);
+        let Value::Array(actions) = absolute.apply(record)?.take("actions")? else { bail!("actions: they are a text") };
+        Ok(Some(actions))
     }
 
     /// Cameras in the order in which the model reads them.

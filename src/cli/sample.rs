@@ -14,9 +14,9 @@ mod told;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 
 use super::Answer;
+use super::decoding;
 use super::fetch::resolve;
 use super::network::{self, Weights};
 use super::observation::{self, Rows, Wanted};
@@ -24,10 +24,7 @@ use super::output::Mouth;
 use super::policy;
 use crate::device::{Precision, device};
 use crate::model::Settings;
-use crate::model::fast::Next;
 use crate::model::settings::Head;
-use crate::policy::fast::Grammar;
-use crate::sample::tokens::Stop;
 use crate::weights::convert::Progress as _;
 use crate::weights::open::{Choice, Opened};
 use chunk::Kept;
@@ -127,25 +124,9 @@ pub struct Args {
     #[arg(long, alias = "batch-size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub batch: Option<u64>,
 
-    /// pi0-FAST: tokens to decode at most (default: 256)
-    #[arg(long, alias = "max_decoding_steps", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    pub max_decoding_steps: Option<u64>,
-
-    /// pi0-FAST: 0 takes the likeliest token (default: 0)
-    #[arg(long, value_name = "T", value_parser = parse_temperature)]
-    pub temperature: Option<f32>,
-
-    /// pi0-FAST: choose only among tokens that can become an action chunk
-    #[arg(long, requires = "config")]
-    pub constrained: bool,
-
-    /// pi0-FAST: where decoded tokens stand (default: reference)
-    #[arg(long, value_enum)]
-    pub positions: Option<Positions>,
-
-    /// pi0-FAST: when rows end (default: all-at-once)
-    #[arg(long, value_enum)]
-    pub stop: Option<StopChoice>,
+    /// How tokens are decoded.
+    #[command(flatten)]
+    pub decoding: decoding::Args,
 
     /// alpha / rank of the attention's LoRA, where it is not 1
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
@@ -192,33 +173,9 @@ pub struct Args {
     pub json: bool,
 }
 
-/// Where decoded tokens stand.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Positions {
-    /// As openpi decodes: one position is skipped
-    Reference,
-    /// One after another
-    Fixed,
-}
-
-/// When rows end.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum StopChoice {
-    /// As openpi: when all rows emit the end in the same step
-    AllAtOnce,
-    /// Each at its own end
-    EachRow,
-}
-
 fn parse_image(text: &str) -> Result<(String, PathBuf)> {
     let (name, path) = text.split_once('=').context("name the camera: base_0_rgb=base.png")?;
     Ok((name.to_owned(), path.into()))
-}
-
-pub(super) fn parse_temperature(text: &str) -> Result<f32> {
-    let temperature: f32 = text.parse()?;
-    ensure!(temperature.is_finite() && temperature >= 0.0, "a temperature is 0 or more");
-    Ok(temperature)
 }
 
 /// Runs it. The answer is no where an action is not finite.
@@ -258,7 +215,7 @@ pub fn run(args: Args, mouth: &Mouth) -> Result<Answer> {
             let num_steps = args.num_steps.map_or(10, usize::from);
             runs::flow(&pi, &rows, &noise.value, num_steps, args.repeat)?
         }
-        None => runs::tokens(&pi, &rows, &decoding(&args, None), args.repeat)?,
+        None => runs::tokens(&pi, &rows, &args.decoding.with(args.seed.unwrap_or(0), None), args.repeat)?,
     };
     let mut report = Report::new(&pi, args.dtype, &args.device, &rows, load_ms, sampled);
     report.source = Source::of(&opened, scheme);
@@ -287,13 +244,7 @@ fn write(args: &Args, kept: Option<Kept>, report: &mut Report, mouth: &Mouth) ->
 
 /// Flags of the other kind of model.
 fn refuse_strangers(args: &Args, flow: bool, family: &str) -> Result<()> {
-    let tokens = [
-        ("--max-decoding-steps", args.max_decoding_steps.is_some()),
-        ("--temperature", args.temperature.is_some()),
-        ("--positions", args.positions.is_some()),
-        ("--stop", args.stop.is_some()),
-        ("--constrained", args.constrained),
-    ];
+    let tokens = args.decoding.told();
     let flows = [
         ("--num-steps", args.num_steps.is_some()),
         ("--noise", args.noise.is_some()),
@@ -371,21 +322,4 @@ fn begin(args: &Args, opened: &Opened, settings: &Settings, seen: &Seen) -> Resu
         value.rows
     );
     Ok(Begun { value, by })
-}
-
-fn decoding<'a>(args: &Args, grammar: Option<&'a Grammar>) -> runs::Decoding<'a> {
-    runs::Decoding {
-        max_decoding_steps: args.max_decoding_steps.map_or(256, |n| n as usize),
-        stop: match args.stop {
-            Some(StopChoice::EachRow) => Stop::EachRow,
-            _ => Stop::AllAtOnce,
-        },
-        next: match args.positions {
-            Some(Positions::Fixed) => Next::Fixed,
-            _ => Next::Reference,
-        },
-        temperature: args.temperature.unwrap_or(0.0),
-        seed: args.seed.unwrap_or(0),
-        grammar,
-    }
 }

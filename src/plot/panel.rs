@@ -1,11 +1,21 @@
 //! A panel: a place on a picture where numbers have a height, its axes, and lines on it.
 //!
 //! Invariant: a line has a gap where a value is none. Colours and fonts are those of the picture: a panel names classes
-//! (`frame`, `tick`, `zero`) and whoever draws says how they look.
+//! (`frame`, `tick`, `zero`) and whoever draws says how they look; [`STYLE`] is how pages with recorded values do.
 
 use std::fmt::Write as _;
 
 use super::{brief, escape, usable};
+
+/// The look of a page of panels with recorded values: quiet frames, a broad grey line for what was recorded.
+pub const STYLE: &str = "\
+  text { font: 10px system-ui, 'DejaVu Sans', sans-serif; fill: #424a53; }
+  .title { font-size: 16px; font-weight: 600; fill: #1f2328; }
+  .name { font-size: 11px; font-weight: 600; fill: #1f2328; }
+  .frame { fill: none; stroke: #afb8c1; }
+  .tick { stroke: #eaeef2; }
+  .zero { stroke: #afb8c1; }
+  .recorded { fill: none; stroke: #a8b1bb; stroke-width: 3.2; stroke-linejoin: round; stroke-linecap: round; }";
 
 /// A panel: where it stands and what its edges mean.
 #[derive(Debug, Clone)]

@@ -4,14 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cli::decoding;
 use crate::cli::network::Weights;
 use crate::cli::policy::{self, Malformed, ReadingChoice};
-use crate::cli::sample::{Positions, StopChoice, parse_temperature};
 use crate::device::Precision;
 use crate::model::Settings;
-use crate::model::fast::Next;
 use crate::model::settings::Head;
-use crate::sample::tokens::Stop;
 
 /// Which checkpoint, behind which policy, run how.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,32 +57,12 @@ pub struct Args {
     pub reading: Option<ReadingChoice>,
 
     /// Where chance begins: the first request without noise or seed of its own takes it, the next one more (default: 0)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
 
     /// Euler steps of pi0 and pi0.5 (default: 10)
     #[arg(long, alias = "num_steps", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub num_steps: Option<u16>,
-
-    /// pi0-FAST: tokens to decode at most (default: 256)
-    #[arg(long, alias = "max_decoding_steps", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    pub max_decoding_steps: Option<u64>,
-
-    /// pi0-FAST: 0 takes the likeliest token (default: 0)
-    #[arg(long, value_name = "T", value_parser = parse_temperature)]
-    pub temperature: Option<f32>,
-
-    /// pi0-FAST: choose only among tokens that can become an action chunk
-    #[arg(long)]
-    pub constrained: bool,
-
-    /// pi0-FAST: where decoded tokens stand (default: reference)
-    #[arg(long, value_enum)]
-    pub positions: Option<Positions>,
-
-    /// pi0-FAST: when decoding ends (default: all-at-once)
-    #[arg(long, value_enum)]
-    pub stop: Option<StopChoice>,
 
     /// alpha / rank of the attention's LoRA, where it is not 1
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
@@ -105,6 +83,10 @@ pub struct Args {
     /// Fetch a gs:// path that is not in openpi's cache yet (needs the cargo feature `gcs`)
     #[arg(long)]
     pub download: bool,
+
+    /// How tokens are decoded.
+    #[command(flatten)]
+    pub decoding: decoding::Args,
 }
 
 impl Default for Args {
@@ -122,27 +104,14 @@ impl Default for Args {
             reading: None,
             seed: None,
             num_steps: None,
-            max_decoding_steps: None,
-            temperature: None,
-            constrained: false,
-            positions: None,
-            stop: None,
             lora_scale: 1.0,
             device: "cpu".to_owned(),
             dtype: Precision::F32,
             threads: None,
             download: false,
+            decoding: decoding::Args::default(),
         }
     }
-}
-
-/// How pi0-FAST decodes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Decoding {
-    pub(super) max_decoding_steps: usize,
-    pub(super) stop: Stop,
-    pub(super) next: Next,
-    pub(super) temperature: f32,
 }
 
 impl Args {
@@ -172,30 +141,9 @@ impl Args {
         }
     }
 
-    pub(super) fn decoding(&self) -> Decoding {
-        Decoding {
-            max_decoding_steps: self.max_decoding_steps.map_or(super::MAX_DECODING_STEPS, |n| n as usize),
-            stop: match self.stop {
-                Some(StopChoice::EachRow) => Stop::EachRow,
-                _ => Stop::AllAtOnce,
-            },
-            next: match self.positions {
-                Some(Positions::Fixed) => Next::Fixed,
-                _ => Next::Reference,
-            },
-            temperature: self.temperature.unwrap_or(0.0),
-        }
-    }
-
     /// Flags of the other kind of model.
     pub(super) fn refuse_strangers(&self, settings: &Settings) -> Result<()> {
-        let tokens = [
-            ("--max-decoding-steps", self.max_decoding_steps.is_some()),
-            ("--temperature", self.temperature.is_some()),
-            ("--positions", self.positions.is_some()),
-            ("--stop", self.stop.is_some()),
-            ("--constrained", self.constrained),
-        ];
+        let tokens = self.decoding.told();
         let flows = [("--num-steps", self.num_steps.is_some())];
         let flow = settings.head != Head::Tokens;
         let (strange, of): (&[(&str, bool)], _) = if flow { (&tokens, "pi0-FAST") } else { (&flows, "pi0 and pi0.5") };

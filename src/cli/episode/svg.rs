@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::metrics::{Metrics, Score, Step};
 use super::{Compared, escape, percent, usable};
-use crate::plot::panel::{Panel, short};
+use crate::plot::panel::{Panel, STYLE, short};
 
 /// Pixels: of a panel's own drawing, and of what stands around it.
 const PANEL: (f64, f64) = (250.0, 110.0);
@@ -28,14 +28,8 @@ const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 /// Where more chunks begin, their dots would hide the lines.
 const MAX_DOTS: usize = 200;
 
-const STYLE: &str = "\
-  text { font: 10px system-ui, 'DejaVu Sans', sans-serif; fill: #424a53; }
-  .title { font-size: 16px; font-weight: 600; fill: #1f2328; }
-  .name { font-size: 11px; font-weight: 600; fill: #1f2328; }
-  .frame { fill: none; stroke: #afb8c1; }
-  .tick { stroke: #eaeef2; }
-  .zero { stroke: #afb8c1; }
-  .recorded { fill: none; stroke: #a8b1bb; stroke-width: 3.2; stroke-linejoin: round; stroke-linecap: round; }
+/// Of what is not recorded.
+const OWN: &str = "\
   .chunk { fill: none; stroke-width: 1.1; stroke-linejoin: round; stroke-linecap: round; }
   .hold { fill: none; stroke: #6e7781; stroke-width: 1.4; stroke-dasharray: 4 3; }";
 
@@ -43,7 +37,7 @@ fn begin(t: &mut String, (width, height): (f64, f64), label: &str) {
     let _ = writeln!(
         t,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-         viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>\n{STYLE}\n</style>\n\
+         viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>\n{STYLE}\n  {OWN}\n</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>",
         escape(label)
     );

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use super::Report;
 use crate::plot::escape;
-use crate::plot::panel::{Panel, short};
+use crate::plot::panel::{Panel, STYLE, short};
 use crate::policy::record::Record;
 
 /// Values of one side at most: a picture of more is none.
@@ -25,14 +25,8 @@ const RIGHT: f64 = 16.0;
 const BOTTOM: f64 = 36.0;
 const COLUMNS: usize = 2;
 
-const STYLE: &str = "\
-  text { font: 10px system-ui, 'DejaVu Sans', sans-serif; fill: #424a53; }
-  .title { font-size: 16px; font-weight: 600; fill: #1f2328; }
-  .name { font-size: 11px; font-weight: 600; fill: #1f2328; }
-  .frame { fill: none; stroke: #afb8c1; }
-  .tick { stroke: #eaeef2; }
-  .zero { stroke: #afb8c1; }
-  .recorded { fill: none; stroke: #a8b1bb; stroke-width: 3.2; stroke-linejoin: round; stroke-linecap: round; }
+/// Of what is not recorded.
+const OWN: &str = "\
   .replayed { fill: none; stroke: #0072b2; stroke-width: 1.1; stroke-linejoin: round; stroke-linecap: round; }";
 
 /// Chunks, recorded and replayed, as they are drawn.
@@ -95,7 +89,7 @@ pub(super) fn svg(drawn: &Drawn, report: &Report) -> Result<String> {
     let _ = writeln!(
         t,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-         viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>\n{STYLE}\n</style>\n\
+         viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>\n{STYLE}\n  {OWN}\n</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>",
         escape(&title)
     );

@@ -15,7 +15,7 @@ use super::chunk::Chunk;
 use super::chunk::{Kept, may_write};
 use super::report::Source;
 use super::scenes::{Episode, Scenes};
-use super::{Args, decoding, plot, runs, weights};
+use super::{Args, plot, runs, weights};
 use crate::cli::Answer;
 use crate::cli::episode::{self, Compared, html, metrics, svg};
 use crate::cli::inference::{Seen, milliseconds};
@@ -31,9 +31,6 @@ use crate::policy::record::{Record, Value};
 use crate::weights::anatomy::Anatomy;
 use crate::weights::open::Opened;
 use report::{Inferred, Report};
-
-/// Tokens of pi0-FAST at most, if nothing else was said.
-const MAX_DECODING_STEPS: usize = 256;
 
 /// The checkpoint, understood, and where it is to run.
 pub(super) struct Network {
@@ -57,7 +54,7 @@ pub(super) fn run(args: &Args, kept: Option<Kept>, network: &Network, mouth: &Mo
     // The first is looked at before weights are read: most mistakes show there.
     let first = see(&scenes, 0, &policy, &wanted)?;
     let horizon = args.action_horizon.map_or(policy.preset.model.action_horizon, |n| n) as usize;
-    let grammar = grammar(args, &policy, horizon)?;
+    let grammar = args.decoding.grammar(&policy, horizon)?;
     let given = args.noise.as_deref().map(|path| observation::noise(path, &wanted)).transpose()?;
     if let Some(noise) = &given {
         ensure!(scenes.len() == 1, "--noise: it is of one observation, and there are {}; use --seed", scenes.len());
@@ -119,17 +116,6 @@ fn refuse(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn grammar(args: &Args, policy: &Policy, horizon: usize) -> Result<Option<Grammar>> {
-    if !args.constrained {
-        return Ok(None);
-    }
-    let words = policy.words.as_ref().with_context(|| {
-        format!("--constrained: {} has no FAST codec, whose tokens could be chosen among", policy.preset.name)
-    })?;
-    let budget = args.max_decoding_steps.map_or(MAX_DECODING_STEPS, |n| n as usize);
-    Ok(Some(Grammar::new(words, horizon, policy.preset.model.action_dim as usize, Some(budget))?))
-}
-
 fn see(scenes: &Scenes, i: usize, policy: &Policy, wanted: &Wanted) -> Result<Seen> {
     let (name, record) = scenes.get(i)?;
     Seen::of(name, record, &policy.chain, wanted)
@@ -147,7 +133,7 @@ fn infer(
     let flow = pi.settings().head != Head::Tokens;
     let sampled = match flow {
         true => runs::flow(pi, &seen.rows, &noise(), args.num_steps.map_or(10, usize::from), args.repeat)?,
-        false => runs::tokens(pi, &seen.rows, &decoding(args, grammar), args.repeat)?,
+        false => runs::tokens(pi, &seen.rows, &args.decoding.with(args.seed.unwrap_or(0), grammar), args.repeat)?,
     };
     let began = Instant::now();
     let mut tokens = None;
